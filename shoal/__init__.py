@@ -1,0 +1,67 @@
+"""Multi-agent reinforcement learning on PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.config import replace
+from shoal.envs.check import check_env
+from shoal.evaluate import Evaluation, evaluate
+from shoal.registry import Environment, algorithm
+from shoal.train import Progress, train
+from shoal.types import (
+    Agents,
+    Algorithm,
+    Batch,
+    Box,
+    Discrete,
+    EnvSpec,
+    GroupSpec,
+    Policy,
+    ShoalError,
+    Step,
+    VecEnv,
+    View,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "Agents",
+    "Algorithm",
+    "Batch",
+    "Box",
+    "Discrete",
+    "EnvSpec",
+    "Evaluation",
+    "GroupSpec",
+    "Policy",
+    "Progress",
+    "ShoalError",
+    "Step",
+    "VecEnv",
+    "View",
+    "build",
+    "check_env",
+    "evaluate",
+    "make",
+    "train",
+]
+
+
+def make(name: str, num_envs: int = 1, **arguments: Any) -> VecEnv:
+    """A batch of environments: `suite/name`, `file.py:factory` or `package.module:factory`.
+
+    Raises:
+        ShoalError: no such environment (with the nearest name), or an argument it does not take.
+    """
+    return Environment(name, **arguments).make(num_envs)
+
+
+def build(name: str, spec: EnvSpec, *, seed: int = 0, device: str = "cpu", **settings: Any) -> Algorithm:
+    """An untrained algorithm for environments with `spec`; `settings` are fields of its `Config` (`net` may be a dict).
+
+    Raises:
+        ShoalError: no such algorithm or setting (with the nearest name), or a task it cannot do.
+    """
+    make_algorithm, defaults = algorithm(name)
+    return make_algorithm(spec, replace(defaults, settings), seed=seed, device=device)  # type: ignore[no-any-return]

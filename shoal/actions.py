@@ -1,0 +1,61 @@
+"""Discrete and continuous actions in one place.
+
+A network's output for an agent is `[..., agent, size]`: logits for `Discrete`, pre-tanh means for `Box`. `legal` is
+`[..., agent, size]` or, where everything is legal, `[..., agent, 0]`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shoal.types import Action, Discrete
+
+ILLEGAL = -1e9  # finite: a row whose gradient is taken must not hold infinities
+
+
+def mask_logits(logits: Tensor, legal: Tensor) -> Tensor:
+    """Illegal actions pushed down so far that no softmax or argmax chooses them."""
+    return logits.masked_fill(~legal, ILLEGAL) if legal.shape[-1] else logits
+
+
+def gumbel_like(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise: -log of an exponential draw."""
+    return -torch.empty_like(logits).exponential_(generator=generator).clamp_(min=1e-20).log_()
+
+
+def greedy(space: Action, output: Tensor, legal: Tensor) -> Tensor:
+    """The most likely legal action, or the mean."""
+    if isinstance(space, Discrete):
+        return mask_logits(output, legal).argmax(-1)
+    return output.tanh()
+
+
+def relax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Straight-through Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144): one-hot forward, soft gradient backward."""
+    soft = functional.softmax((logits + noise) / temperature, dim=-1)
+    hard = functional.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype)
+    return hard + soft - soft.detach()
+
+
+def encode(space: Action, action: Tensor) -> Tensor:
+    """Actions as network input `[..., agent, size]` float32: one-hot, or the numbers themselves."""
+    if isinstance(space, Discrete):
+        return functional.one_hot(action, space.size).to(torch.float32)
+    return action
+
+
+def empty(space: Action, shape: tuple[int, ...]) -> Tensor:
+    """Zero actions with leading axes `shape` (`[..., agent]`)."""
+    if isinstance(space, Discrete):
+        return torch.zeros(shape, dtype=torch.int64)
+    return torch.zeros((*shape, space.size))
+
+
+def random(space: Action, legal: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniformly random legal actions; leading axes from `legal` (`[..., agent, size or 0]`)."""
+    if isinstance(space, Discrete):
+        logits = torch.zeros((*legal.shape[:-1], space.size), device=legal.device)
+        return mask_logits(logits + gumbel_like(logits, generator), legal).argmax(-1)
+    return torch.empty((*legal.shape[:-1], space.size), device=legal.device).uniform_(-1, 1, generator=generator)

@@ -1,0 +1,263 @@
+"""The command line: shoal train | eval | watch | list."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from shoal import config, experiment, presets, registry
+from shoal.config import Run, Settings
+from shoal.types import ShoalError
+
+USAGE = """shoal: many agents learning together
+
+  shoal train ALGORITHM ENV [options]     train; `shoal train ALGORITHM ENV --help` lists the options of both
+  shoal train --resume DIR                continue exactly where a run stopped
+  shoal eval DIR                          greedy episodes of a trained run
+  shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
+  shoal list                              algorithms and environments
+
+ENV is suite/name, file.py:factory or package.module:factory. Example:
+
+  shoal train maddpg mpe/simple_spread
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; the exit status. Errors a user can mend are one line on stderr, status 2."""
+    arguments = sys.argv[1:] if argv is None else argv
+    commands = {"train": _train, "eval": _eval, "watch": _watch, "list": _list}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(config.versions()["shoal"])
+        return 0
+    try:
+        if arguments[0] not in commands:
+            raise ShoalError(f"there is no command {arguments[0]!r}; {registry.nearest(arguments[0], commands)}")
+        return commands[arguments[0]](arguments[1:])
+    except ShoalError as error:
+        print(f"shoal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("shoal: interrupted", file=sys.stderr)
+        return 130
+
+
+# train
+
+
+def _train(arguments: list[str]) -> int:
+    if "--resume" in arguments:
+        return _resume(arguments)
+    if len(arguments) < 2 or arguments[0].startswith("-") or arguments[1].startswith("-"):
+        print(USAGE, end="")
+        return 0 if "--help" in arguments or "-h" in arguments else 2
+    run = parse_run(arguments[0], arguments[1], arguments[2:])
+    directory = Path(run.settings.out)
+    used = presets.task(run.algorithm, run.env)
+    if used:
+        print("settings for this task: " + ", ".join(f"{key} {value}" for key, value in used.items()))
+    return _report(experiment.start(run, directory), directory)
+
+
+def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
+    """A run from `ALGORITHM ENV [options]`; unknown names and options are refused with the nearest known."""
+    _, defaults = registry.algorithm(algorithm)
+    environment = registry.Environment(env)
+    settings = Settings(out=f"runs/{env.replace('/', '_').replace(':', '_')}/{algorithm}")
+    task = presets.task(algorithm, env)
+    mine = {f.name for f in dataclasses.fields(Settings)}
+    settings = dataclasses.replace(settings, **{k: v for k, v in task.items() if k in mine})
+    defaults = dataclasses.replace(defaults, **{k: v for k, v in task.items() if k not in mine})
+    env_arguments = _env_arguments(environment, options)
+    flat = tyro.conf.arg(name="")
+    fields: list[Any] = [
+        ("run", Annotated[Settings, flat], field(default=settings)),
+        ("algorithm", Annotated[type(defaults), flat], field(default=defaults)),
+    ]
+    if env_arguments is not None:
+        fields.append(("env", env_arguments, field(default_factory=env_arguments)))
+    options_type = make_dataclass("Options", fields, frozen=True)
+    parsed: Any = tyro.cli(
+        options_type,
+        args=options,
+        prog=f"shoal train {algorithm} {env}",
+        description=f"Train {algorithm} on {env}.",
+    )
+    settings = parsed.run
+    if not any(option == "--out" or option.startswith("--out=") for option in options):
+        settings = dataclasses.replace(settings, out=f"{settings.out}_s{settings.seed}")
+    chosen = {} if env_arguments is None else _changed(parsed.env)
+    return Run(algorithm, environment.full_name, chosen, settings, parsed.algorithm)
+
+
+def _env_arguments(environment: registry.Environment, options: list[str]) -> type | None:
+    """A dataclass of the environment's arguments (`--env.KEY`), typed by its signature or else by the values given."""
+    parameters = environment.parameters()
+    if parameters is None:
+        given = {o.split("=")[0][len("--env.") :].replace("-", "_"): o for o in options if o.startswith("--env.")}
+        return _dataclass({key: (_given_type(option, options), None) for key, option in given.items()})
+    hints = environment.hints()
+    typed = {}
+    for key, parameter in parameters.items():
+        default = None if parameter.default is parameter.empty else parameter.default
+        typed[key] = (hints.get(key) or (type(default) if default is not None else str), default)
+    return _dataclass(typed)
+
+
+def _dataclass(typed: dict[str, tuple[Any, Any]]) -> type | None:
+    fields: list[Any] = [(k, t if d is not None else t | None, field(default=d)) for k, (t, d) in typed.items()]
+    return make_dataclass("EnvironmentArguments", fields, frozen=True) if fields else None
+
+
+def _given_type(option: str, options: list[str]) -> type:
+    value = option.split("=", 1)[1] if "=" in option else (options[options.index(option) + 1 :] or ["True"])[0]
+    try:
+        kind = type(ast.literal_eval(value))
+    except (ValueError, SyntaxError):
+        return str
+    return kind if kind in (int, float, bool) else str
+
+
+def _changed(arguments: Any) -> dict[str, Any]:
+    """Arguments that differ from their defaults: the environment's own defaults stay its own."""
+    found = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
+    return {f.name: found[f.name] for f in dataclasses.fields(arguments) if found[f.name] != f.default}
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run exactly where it stopped."""
+
+    resume: Path
+    """Directory of the run."""
+    total_steps: int | None = None
+    """Train up to this many environment steps instead of the run's own total."""
+
+
+def _resume(arguments: list[str]) -> int:
+    options = tyro.cli(Resume, args=arguments, prog="shoal train")
+    run = experiment.open_run(options.resume)
+    if options.total_steps is not None:
+        # intervals that were derived from the total stay what they were: the run must go on as it began
+        before = run.settings
+        run = dataclasses.replace(
+            run,
+            settings=dataclasses.replace(
+                before,
+                total_steps=options.total_steps,
+                eval_every=before.eval_every or max(before.total_steps // 20, 1),
+                log_every=before.log_every or max(before.total_steps // 200, 1),
+            ),
+        )
+    return _report(experiment.start(run, options.resume, resume=True), options.resume)
+
+
+def _report(finished: bool, directory: Path) -> int:
+    if finished:
+        print(f"trained: {directory}   curves: {directory / 'curves.png'}")
+        print(f"next:    shoal eval {directory}   or   shoal watch {directory} --out film.gif")
+        return 0
+    print(f"stopped and saved; continue with: shoal train --resume {directory}")
+    return 130
+
+
+# eval, watch, list
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Greedy episodes of a trained run."""
+
+    directory: tyro.conf.Positional[Path]
+    """Of the run."""
+    episodes: int = 100
+    """Whole episodes to play."""
+    seed: int = 1_000_000
+    """Of the episodes' starts."""
+    checkpoint: Literal["best", "last"] = "best"
+    """The best evaluation's policy, or the newest."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def _eval(arguments: list[str]) -> int:
+    from shoal.evaluate import UNITS, evaluate
+
+    options = tyro.cli(Eval, args=arguments, prog="shoal eval")
+    run = experiment.open_run(options.directory)
+    env = experiment.evaluation_env(registry.Environment(run.env, **run.env_args), options.episodes)
+    policy = experiment.load_policy(options.directory, options.checkpoint, env)
+    summary = evaluate(policy, env, options.episodes, options.seed).summary()
+    env.close()
+    if options.json:
+        about = {"algorithm": run.algorithm, "env": run.env, "checkpoint": options.checkpoint, "units": UNITS}
+        print(json.dumps({**summary, **about}))
+        return 0
+    print(f"{run.algorithm} on {run.env}, {options.checkpoint} checkpoint, {options.episodes} greedy episodes")
+    rows = {"team return": summary["team_return"], "return per agent": summary["agent_return"]}
+    rows |= {f"return of {group}": value for group, value in summary["group_return"].items()}
+    rows["episode length"] = summary["length"]
+    for name, value in rows.items():
+        low, high = value["ci95"]
+        print(f"  {name:<24}{value['mean']:10.2f}   95% [{low:.2f}, {high:.2f}]   std {value['std']:.2f}")
+    for name in ("team_return", "agent_return"):
+        print(f"  {name.replace('_', ' ')}: {UNITS[name]}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A film of greedy episodes of a trained run."""
+
+    directory: tyro.conf.Positional[Path]
+    """Of the run."""
+    out: Path
+    """FILE.gif or FILE.mp4."""
+    episodes: int = 4
+    """Episodes to show, one after the other."""
+    seed: int = 1_000_000
+    """Of the episodes' starts."""
+    fps: int = 10
+    """Frames a second."""
+    checkpoint: Literal["best", "last"] = "best"
+    """The best evaluation's policy, or the newest."""
+
+
+def _watch(arguments: list[str]) -> int:
+    from shoal import film
+
+    options = tyro.cli(Watch, args=arguments, prog="shoal watch")
+    film.check_name(options.out)
+    run = experiment.open_run(options.directory)
+    env = registry.Environment(run.env, **run.env_args).make(1, render=True)
+    policy = experiment.load_policy(options.directory, options.checkpoint, env)
+    film.write(options.out, film.frames(policy, env, options.episodes, options.seed), options.fps)
+    env.close()
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _list(arguments: list[str]) -> int:
+    if arguments:
+        raise ShoalError(f"shoal list takes no options, not {' '.join(arguments)}")
+    print("algorithms")
+    for name, (_, defaults) in registry.algorithms().items():
+        print(f"  {name:<10} {sys.modules[type(defaults).__module__].SUMMARIES[name]}")
+    print("environments")
+    for suite in registry.suites():
+        names = registry.environments(suite)
+        print(f"  {suite}")
+        for name in names:
+            print(f"    {name}")
+    print("  your own\n    file.py:factory or package.module:factory")
+    return 0

@@ -1,0 +1,127 @@
+"""Playing: a policy in environments, for a number of steps."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from shoal import tree
+from shoal.replay import allocate
+from shoal.types import Batch, Groups, Policy, Stateful, Step, Tree, VecEnv, View
+
+
+class Episodes:
+    """Sums rewards along the way and hands out the episodes that ended."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self.sums = {name: torch.zeros(env.num_envs, group.num_agents) for name, group in env.spec.groups.items()}
+        self.lengths = torch.zeros(env.num_envs, dtype=torch.int64)
+
+    def add(self, step: Step) -> tuple[Tensor, Groups, Tensor] | None:
+        """The episodes that ended in this step: env `[n]`, returns `[n, agent]` per group, lengths `[n]`; or None."""
+        self.lengths += 1
+        for name, total in self.sums.items():
+            total += step.reward[name]
+        if not step.ended.any():
+            return None
+        where = step.ended.nonzero().squeeze(1)
+        finished = where, {name: total[where] for name, total in self.sums.items()}, self.lengths[where]
+        self.lengths[where] = 0
+        for total in self.sums.values():
+            total[where] = 0.0
+        return finished
+
+
+class LocalCollector:
+    """Plays `policy` in `env` with exploration and copies what happened into a rollout `[time, env, ...]`.
+
+    The rollout is allocated once and overwritten by the next `collect`.
+    """
+
+    def __init__(self, policy: Policy, env: VecEnv, num_steps: int, seed: int) -> None:
+        self.policy, self.env, self.num_steps = policy, env, num_steps
+        self.view = env.reset(seed)
+        self.memory = policy.initial_memory(env.num_envs)
+        self.start_memory = policy.initial_memory(env.num_envs)
+        sizes = {name: memory.shape[-1] for name, memory in self.memory.items()}
+        self.rollout = allocate(env.spec, (num_steps, env.num_envs), sizes)
+        self.rows = [tree.index(self.rollout, t) for t in range(num_steps)]
+        self.episodes = Episodes(env)
+        self.finished: list[tuple[Groups, Tensor]] = []
+        """Returns and lengths of the episodes that ended since the caller last emptied this list."""
+        self.acting_seconds = 0.0
+        self.env_seconds = 0.0
+
+    def collect(self) -> Batch:
+        """The next `num_steps` steps of every environment."""
+        for row in self.rows:
+            self._step(row)
+        return self.rollout
+
+    def _step(self, row: Batch) -> None:
+        start = time.perf_counter()
+        _store_view(row, self.view, self.memory)
+        actions, self.memory = self.policy.act(self.view, self.memory, explore=True)
+        acted = time.perf_counter()
+        step = self.env.step(actions)
+        self.acting_seconds += acted - start
+        self.env_seconds += time.perf_counter() - acted
+        _store_step(row, step, actions)
+        self.view = step.view
+        if finished := self.episodes.add(step):
+            where, returns, lengths = finished
+            self.finished.append((returns, lengths))
+            for name, memory in self.memory.items():
+                if memory.shape[-1]:
+                    memory[where] = self.start_memory[name][where]
+
+    def state_dict(self) -> Tree:
+        """With the environments' own state where they have one; without, `load_state_dict` starts new episodes."""
+        env = self.env.state_dict() if isinstance(self.env, Stateful) else None
+        sums, lengths = self.episodes.sums, self.episodes.lengths
+        return {
+            "env": env,
+            "memory": self.memory,
+            "sums": sums,
+            "lengths": lengths,
+            "view": _view_tree(self.view),
+        }
+
+    def load_state_dict(self, state: Tree) -> None:
+        if state["env"] is None or not isinstance(self.env, Stateful):
+            return
+        self.env.load_state_dict(state["env"])
+        self.view = View(**{name: tree.map(torch.clone, value) for name, value in state["view"].items()})
+        self.memory = state["memory"]
+        self.episodes.sums, self.episodes.lengths = state["sums"], state["lengths"]
+
+
+def _view_tree(view: View) -> Tree:
+    return {"obs": view.obs, "legal": view.legal, "state": view.state}
+
+
+def _store_view(row: Batch, view: View, memory: Groups) -> None:
+    for name, agents in row.groups.items():
+        agents.obs.copy_(view.obs[name])
+        if agents.legal.shape[-1]:
+            agents.legal.copy_(view.legal[name])
+        if agents.memory.shape[-1]:
+            agents.memory.copy_(memory[name])
+    if row.state.shape[-1]:
+        row.state.copy_(view.state)
+
+
+def _store_step(row: Batch, step: Step, actions: Groups) -> None:
+    for name, agents in row.groups.items():
+        agents.action.copy_(actions[name])
+        agents.reward.copy_(step.reward[name])
+        agents.terminated.copy_(step.terminated[name])
+        agents.alive.copy_(step.alive[name])
+        agents.next_obs.copy_(step.successor.obs[name])
+        if agents.next_legal.shape[-1]:
+            agents.next_legal.copy_(step.successor.legal[name])
+    if row.next_state.shape[-1]:
+        row.next_state.copy_(step.successor.state)
+    row.ended.copy_(step.ended)

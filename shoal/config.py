@@ -1,0 +1,146 @@
+"""The settings of a run, and dataclasses to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shoal import registry
+from shoal.types import ShoalError
+
+T = TypeVar("T")
+FORMAT = 1
+FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run, whatever the algorithm."""
+
+    total_steps: int = 1_000_000
+    """Environment steps (one step of all agents of one environment), counted over all environments."""
+    num_envs: int = 1
+    """Environments that step together."""
+    seed: int = 0
+    """Fixes weights, exploration, replay draws and the environments' random numbers."""
+    out: str = ""
+    """Directory of the run; empty: runs/ENV/ALGORITHM_sSEED."""
+    eval_every: int = 0
+    """Environment steps between evaluations (and checkpoints); 0: a twentieth of the total."""
+    eval_episodes: int = 100
+    """Greedy episodes in an evaluation."""
+    log_every: int = 0
+    """Environment steps between rows of metrics.csv; 0: a two-hundredth of the total."""
+    threads: int = 1
+    """CPU threads for matrix products. Small networks are faster with 1."""
+    device: str = "cpu"
+    """Where the networks live: cpu, cuda, ..."""
+    tensorboard: bool = True
+    """Write TensorBoard files too, if the package is installed (extra: tensorboard)."""
+    wandb: str = ""
+    """Weights & Biases project to log to (extra: wandb); empty: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "num_envs", "eval_episodes", "threads"):
+            if getattr(self, name) < 1:
+                raise ShoalError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("eval_every", "log_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ShoalError(f"{name} must not be negative, but is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run directory's config.json holds: enough to start it again."""
+
+    algorithm: str
+    env: str
+    env_args: dict[str, Any]
+    settings: Settings
+    config: Any
+    """The algorithm's own settings."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        data = {"format": FORMAT, **dataclasses.asdict(self), "versions": versions()}
+        partial = directory / (FILE + ".partial")
+        partial.write_text(json.dumps(data, indent=2) + "\n")
+        os.replace(partial, directory / FILE)
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """A run directory's config.json.
+
+    Raises:
+        ShoalError: it is no run directory, or one of a newer shoal.
+    """
+    path = directory / FILE
+    if not path.is_file():
+        raise ShoalError(f"{directory} is not the directory of a run: it has no {FILE}")
+    try:
+        data = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ShoalError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise ShoalError(f"{path} was not written by shoal")
+    if data["format"] > FORMAT:
+        raise ShoalError(f"{path} has format {data['format']}; this version reads up to {FORMAT}: update shoal")
+    return data
+
+
+def from_dict(kind: type[T], data: dict[str, Any]) -> T:
+    """A dataclass from what `dataclasses.asdict` and JSON made of it; an unknown key is an error, a missing one defaults."""
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in known:
+            raise ShoalError(f"{kind.__name__} has no setting {key!r}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: _restore(hints[key], value) for key, value in data.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return from_dict(hint, value)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return value
+    return tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on."""
+    import numpy as np
+    import torch
+
+    import shoal
+
+    return {
+        "shoal": shoal.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def replace(settings: T, changes: dict[str, Any]) -> T:
+    """`settings` with some fields changed; a nested dataclass takes a dict of its own changes.
+
+    Raises:
+        ShoalError: no such field (with the nearest name).
+    """
+    known = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    values = {}
+    for key, value in changes.items():
+        if key not in known:
+            raise ShoalError(f"{type(settings).__module__} has no setting {key!r}; {registry.nearest(key, known)}")
+        nested = dataclasses.is_dataclass(known[key]) and isinstance(value, dict)
+        values[key] = replace(known[key], value) if nested else value
+    return dataclasses.replace(settings, **values)  # type: ignore[type-var]

@@ -1,0 +1,52 @@
+"""Pictures of particle worlds, as people know them: white ground, coloured discs with a dark rim, words at the bottom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from shoal.envs.mpe.world import ParticleEnv
+
+SMOOTH = 3  # drawn this much larger, then scaled down: antialiasing
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def draw(env: ParticleEnv, index: int, size: int = 350) -> NDArray[np.uint8]:
+    """Environment `index` as `[size, size, 3]`. The view widens when something leaves [-1.1, 1.1]."""
+    world, layout = env.world_of(index), env.layout
+    reach = max(1.1, 1.05 * float(np.abs(world.pos).max()))
+    large, colors = size * SMOOTH, env.colors(index)
+    picture = Image.new("RGB", (large, large), "white")
+    canvas = ImageDraw.Draw(picture)
+    agents = len(layout.agents)
+    for entity in [*range(agents, len(world.pos)), *range(agents)]:  # landmarks below agents
+        x, y = (world.pos[entity, 0] / reach + 1) * large / 2, (1 - world.pos[entity, 1] / reach) * large / 2
+        r = world.size[entity] / reach * large / 2
+        fill = tuple(int(255 * min(max(c, 0.0), 1.0)) for c in colors[entity])
+        if entity < agents:  # paler, so that landmarks show where agents cover them
+            fill = tuple(int(c + (255 - c) * 0.25) for c in fill)
+        canvas.ellipse([x - r, y - r, x + r, y + r], fill=fill, outline="#333333", width=SMOOTH)
+    line = 0
+    for i, agent in enumerate(layout.agents):
+        if agent.silent:
+            continue
+        said = world.comm[i]
+        word = (
+            "_"
+            if not said.any()
+            else "[" + ",".join(f"{c:.2f}" for c in said) + "]"
+            if env.continuous
+            else ALPHABET[int(said.argmax())]
+        )
+        canvas.text(
+            (8 * SMOOTH, large - (22 + 16 * line) * SMOOTH),
+            f"{agent.name} says {word}",
+            fill="black",
+            font_size=12 * SMOOTH,
+        )
+        line += 1
+    return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))

@@ -1,0 +1,128 @@
+"""Greedy episodes, and what they returned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.collect import Episodes
+from shoal.types import Policy, ShoalError, VecEnv
+
+Array = NDArray[np.float64]
+UNITS = {
+    "team_return": "sum over all agents of the undiscounted episode reward",
+    "agent_return": "mean over all agents of the undiscounted episode reward",
+    "group_return": "mean over the group's agents of the undiscounted episode reward",
+    "length": "environment steps in an episode",
+}
+
+
+def bootstrap_ci(values: Array, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron & Tibshirani 1993), always with the same resamples."""
+    draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values[draws].mean(1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def describe(values: Array) -> dict[str, Any]:
+    """Mean, standard deviation over episodes, and the bootstrap interval of the mean."""
+    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "std": std, "ci95": list(bootstrap_ci(values))}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Undiscounted returns of whole episodes: `[episode, agent]` per group, lengths `[episode]`."""
+
+    returns: dict[str, Array]
+    lengths: Array
+
+    @property
+    def episodes(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def team_return(self) -> Array:
+        """Sum over all agents, `[episode]`."""
+        total: Array = self._everyone().sum(1)
+        return total
+
+    @property
+    def agent_return(self) -> Array:
+        """Mean over all agents, `[episode]`."""
+        mean: Array = self._everyone().mean(1)
+        return mean
+
+    def group_return(self, group: str) -> Array:
+        """Mean over a group's agents, `[episode]`."""
+        mean: Array = self.returns[group].mean(1)
+        return mean
+
+    def _everyone(self) -> Array:
+        return np.concatenate(list(self.returns.values()), axis=1)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain numbers, ready for JSON."""
+        return {
+            "episodes": self.episodes,
+            "team_return": describe(self.team_return),
+            "agent_return": describe(self.agent_return),
+            "group_return": {group: describe(self.group_return(group)) for group in self.returns},
+            "length": describe(self.lengths),
+        }
+
+    def __str__(self) -> str:
+        team, agent = describe(self.team_return), describe(self.agent_return)
+        low, high = agent["ci95"]
+        return (
+            f"{agent['mean']:.2f} per agent [{low:.2f}, {high:.2f}], {team['mean']:.2f} team, "
+            f"{self.episodes} greedy episodes of {self.lengths.mean():.0f} steps"
+        )
+
+
+def evaluate(
+    policy: Policy,
+    env: VecEnv,
+    episodes: int = 100,
+    seed: int = 0,
+    max_steps: int = 100_000,
+    explore: bool = False,
+) -> Evaluation:
+    """Play `episodes` whole episodes, greedily, from fresh starts with `seed`.
+
+    Every environment contributes the same number of episodes (one more or less), chosen before play: taking those that
+    end first would count short episodes too often.
+
+    Raises:
+        ShoalError: an episode does not end within `max_steps`.
+    """
+    if episodes < 1:
+        raise ShoalError(f"episodes must be at least 1, not {episodes}")
+    quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
+    view, start = env.reset(seed), policy.initial_memory(env.num_envs)
+    memory = {name: tensor.clone() for name, tensor in start.items()}
+    running = Episodes(env)
+    returns: dict[str, list[Array]] = {name: [] for name in env.spec.groups}
+    lengths: list[int] = []
+    while any(quota):
+        actions, memory = policy.act(view, memory, explore=explore)
+        step = env.step(actions)
+        view = step.view
+        if finished := running.add(step):
+            where, sums, steps = finished
+            for name in memory:
+                memory[name][where] = start[name][where]
+            for row, i in enumerate(where.tolist()):
+                if not quota[i]:
+                    continue
+                quota[i] -= 1
+                lengths.append(int(steps[row]))
+                for name in returns:
+                    returns[name].append(sums[name][row].numpy().astype(np.float64))
+        if int(running.lengths.max()) > max_steps:
+            raise ShoalError(f"an episode has not ended after {max_steps} steps; give the environment a time limit")
+    return Evaluation({name: np.stack(rows) for name, rows in returns.items()}, np.array(lengths, np.float64))

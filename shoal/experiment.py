@@ -1,0 +1,197 @@
+"""A run in a directory: train, log, evaluate, save; stop and go on. Everything `shoal train` does after reading its options."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal import checkpoint, config, plot, registry
+from shoal.config import Run, Settings
+from shoal.evaluate import evaluate
+from shoal.log import Display, Log, read_evaluations
+from shoal.train import Progress, train
+from shoal.types import Algorithm, ShoalError, Tree, VecEnv
+
+CHECKPOINTS = "checkpoint"
+
+
+def open_run(directory: Path) -> Run:
+    """The settings of a run directory."""
+    data = config.read(directory)
+    _, defaults = registry.algorithm(data["algorithm"])
+    return Run(
+        algorithm=data["algorithm"],
+        env=data["env"],
+        env_args=data["env_args"],
+        settings=config.from_dict(Settings, data["settings"]),
+        config=config.from_dict(type(defaults), data["config"]),
+        versions=data["versions"],
+    )
+
+
+def build(run: Run, env: VecEnv) -> Algorithm:
+    """The run's algorithm for `env`, untrained."""
+    make, _ = registry.algorithm(run.algorithm)
+    return make(env.spec, run.config, seed=run.settings.seed, device=run.settings.device)  # type: ignore[no-any-return]
+
+
+def load_policy(directory: Path, which: str, env: VecEnv) -> Algorithm:
+    """The trained policy of a run, for an environment like the one it was trained in."""
+    run = open_run(directory)
+    algorithm = build(run, env)
+    try:
+        algorithm.load_state_dict(checkpoint.load(directory / CHECKPOINTS, which)["algorithm"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ShoalError(f"the checkpoint does not fit {run.env}: {error}") from error
+    return algorithm
+
+
+def evaluation_env(environment: registry.Environment, episodes: int, *, render: bool = False) -> VecEnv:
+    """Environments to play `episodes` in: all at once where that costs nothing, else a few."""
+    return environment.make(episodes if environment.native else min(episodes, 8), render=render)
+
+
+@dataclass
+class Trial:
+    """What a run carries through its loop."""
+
+    run: Run
+    directory: Path
+    algorithm: Algorithm
+    log: Log
+    display: Display
+    evaluation_env: VecEnv
+    best: float = -np.inf
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / CHECKPOINTS
+
+    def write_metrics(self, progress: Progress) -> None:
+        metrics = progress.drain()
+        self.log.write(progress.env_steps, progress.seconds, metrics)
+        self.display.log(progress.env_steps, metrics)
+
+    def evaluate(self, progress: Progress) -> None:
+        """Greedy episodes, and the best checkpoint if they are better than any before."""
+        settings = self.run.settings
+        # the same starts each time, other ones than training's: differences are the policy's
+        seed = int(np.random.SeedSequence([settings.seed, 1]).generate_state(1)[0]) % 2**31
+        result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, seed)
+        steps, mean = progress.env_steps, float(result.agent_return.mean())
+        self.log.write_evaluation(steps, progress.seconds, result.summary())
+        metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean())}
+        self.log.write(steps, progress.seconds, metrics)
+        self.display.evaluation(steps, mean, str(result), progress.seconds)
+        if mean > self.best:
+            self.best = mean
+            tree = {"algorithm": progress.algorithm.state_dict(), "env_steps": steps}
+            checkpoint.save(self.checkpoints, tree, steps, "best")
+
+    def save(self, progress: Progress) -> None:
+        checkpoint.save(self.checkpoints, {**progress.state_dict(), "best": self.best}, progress.env_steps)
+
+
+def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
+    """Train `run` in `directory`, from its last checkpoint if `resume`. Returns whether it reached its end.
+
+    Ctrl-C (or SIGTERM) ends the current rollout, saves, and returns; a second one stops at once.
+
+    Raises:
+        ShoalError: the directory holds a run already (without `resume`), or cannot be resumed.
+        Diverged: a loss became NaN or infinite; the last checkpoint is intact.
+    """
+    if not resume and (directory / config.FILE).exists():
+        raise ShoalError(
+            f"{directory} holds a run already: continue it with --resume {directory}, or choose another --out"
+        )
+    torch.set_num_threads(run.settings.threads)
+    environment = registry.Environment(run.env, **run.env_args)
+    env = environment.make(run.settings.num_envs)
+    algorithm = build(run, env)
+    state = checkpoint.load(directory / CHECKPOINTS) if resume else None
+    done = state["env_steps"] if state else 0
+    if done >= run.settings.total_steps:
+        raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
+    run.save(directory)
+    trial = Trial(
+        run=run,
+        directory=directory,
+        algorithm=algorithm,
+        log=Log(
+            directory,
+            done,
+            tensorboard=run.settings.tensorboard,
+            wandb=run.settings.wandb,
+            config=dataclasses.asdict(run),
+        ),
+        display=Display(f"{run.algorithm} on {run.env}, seed {run.settings.seed}", run.settings.total_steps),
+        evaluation_env=evaluation_env(environment, run.settings.eval_episodes),
+        best=state["best"] if state else -np.inf,
+    )
+    trial.display.evaluations = [(e["env_steps"], e["agent_return"]["mean"]) for e in read_evaluations(directory)]
+    try:
+        return _loop(trial, env, state)
+    finally:
+        trial.log.close()
+        env.close()
+        trial.evaluation_env.close()
+        if read_evaluations(directory):
+            plot.curves(directory, f"{run.algorithm} on {run.env}, seed {run.settings.seed}")
+
+
+def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
+    settings = trial.run.settings
+    eval_every = settings.eval_every or max(settings.total_steps // 20, 1)
+    log_every = settings.log_every or max(settings.total_steps // 200, 1)
+    done = 0
+    with _interruptible() as interrupted:
+        trial.display.begin(state["env_steps"] if state else 0)
+        try:
+            for progress in train(trial.algorithm, env, settings.total_steps, seed=settings.seed, state=state):
+                done = progress.env_steps
+                trial.display.update(done)
+                if progress.every(log_every):
+                    trial.write_metrics(progress)
+                if progress.every(eval_every):
+                    progress.check()
+                    trial.evaluate(progress)
+                    trial.save(progress)
+                elif interrupted:
+                    progress.check()
+                    trial.save(progress)
+                if interrupted:
+                    break
+        finally:
+            trial.display.close(done)
+    return done >= settings.total_steps
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that holds the signal once Ctrl-C or SIGTERM came; a second one acts as usual."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    with contextlib.suppress(ValueError):  # not in the main thread: no handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

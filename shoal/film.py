@@ -1,0 +1,118 @@
+"""Films of greedy episodes: GIF with pillow, MP4 with the extra `mp4`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from shoal.types import Groups, Policy, Renderable, ShoalError, Step, VecEnv
+
+Frame = NDArray[np.uint8]
+
+
+def frames(policy: Policy, env: VecEnv, episodes: int = 4, seed: int = 0, max_frames: int = 1000) -> Iterator[Frame]:
+    """Pictures of environment 0 through `episodes` greedy episodes.
+
+    Where the environment cannot draw itself, its observations, actions and rewards are drawn as bars.
+    """
+    view, start = env.reset(seed), policy.initial_memory(env.num_envs)
+    memory = {name: tensor.clone() for name, tensor in start.items()}
+    draws = _draws(env)
+    if draws:
+        yield env.render(0)  # type: ignore[attr-defined]
+    count = 0
+    while episodes > 0 and count < max_frames:
+        actions, memory = policy.act(view, memory, explore=False)
+        step = env.step(actions)
+        if not draws:
+            yield schematic(env, step, actions)
+        elif not step.ended[0]:
+            yield env.render(0)  # type: ignore[attr-defined]
+        count += 1
+        if step.ended[0]:
+            episodes -= 1
+            memory = {name: tensor.clone() for name, tensor in start.items()}
+            if draws and episodes:
+                yield env.render(0)  # type: ignore[attr-defined]
+        view = step.view
+
+
+def _draws(env: VecEnv) -> bool:
+    if not isinstance(env, Renderable):
+        return False
+    try:
+        env.render(0)
+    except Exception:  # whatever a user's render() raises without a screen: draw it ourselves
+        return False
+    return True
+
+
+def schematic(env: VecEnv, step: Step, actions: Groups, width: int = 480) -> Frame:
+    """Every agent as a row: observation bars, the action, the reward. For environments that have no picture."""
+    rows = [(n, j) for n, group in env.spec.groups.items() for j in range(group.num_agents)]
+    height = 34 * len(rows) + 8
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    for k, (name, j) in enumerate(rows):
+        top, alive = 6 + 34 * k, bool(step.alive[name][0, j])
+        draw.text((6, top + 8), env.spec.groups[name].agents[j], fill="#222222" if alive else "#bbbbbb")
+        obs = step.successor.obs[name][0, j].flatten().numpy()[:60]
+        scale = max(float(np.abs(obs).max(initial=0)), 1e-9)
+        bar = 200 / max(len(obs), 1)
+        for i, value in enumerate(obs):
+            x, y = 110 + i * bar, top + 14
+            end = y - 13 * float(value) / scale
+            draw.rectangle([x, min(y, end), x + max(bar - 1, 0), max(y, end)], fill="#5b8db8" if alive else "#dddddd")
+        chosen = np.array2string(actions[name][0, j].numpy(), precision=2, separator=",")
+        draw.text((325, top + 2), f"action {chosen}"[:26], fill="#222222" if alive else "#bbbbbb")
+        draw.text(
+            (325, top + 15),
+            f"reward {float(step.reward[name][0, j]):.2f}",
+            fill="#222222" if alive else "#bbbbbb",
+        )
+    return np.asarray(picture)
+
+
+def check_name(path: Path) -> None:
+    """Refuse what `write` could not write, before anything is played.
+
+    Raises:
+        ShoalError: neither .gif nor .mp4, or the extra for .mp4 is missing.
+    """
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise ShoalError(f"a film ends in .gif or .mp4, not {path.name!r}")
+    if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ShoalError("MP4 needs the extra: pip install 'shoal[mp4]' (a .gif needs nothing)")
+
+
+def write(path: Path, pictures: Iterator[Frame], fps: int = 10) -> Path:
+    """A .gif, or a .mp4 (extra: mp4).
+
+    Raises:
+        ShoalError: another ending, a missing extra, or no pictures.
+    """
+    check_name(path)
+    images = list(pictures)
+    if not images:
+        raise ShoalError("there is nothing to show: no episode was played")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".gif":
+        # one palette for all frames: without, colours flicker
+        first = Image.fromarray(images[len(images) // 2]).quantize(64, dither=Image.Dither.NONE)
+        palette = [Image.fromarray(i).quantize(64, palette=first, dither=Image.Dither.NONE) for i in images]
+        palette[0].save(path, save_all=True, append_images=palette[1:], duration=1000 // fps, loop=0)
+        return path
+    import imageio.v2
+
+    imageio_: Any = imageio.v2
+    with imageio_.get_writer(path, fps=fps, macro_block_size=None) as writer:
+        for image in images:
+            even = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
+            writer.append_data(even)
+    return path

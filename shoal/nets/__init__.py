@@ -1,0 +1,1 @@
+"""Network modules: what algorithms are built from."""

@@ -1,0 +1,200 @@
+"""Finding things by name: algorithms and environments by scanning modules, and anybody's own by where it is."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from shoal import algorithms as algorithms_package
+from shoal import envs as envs_package
+from shoal.types import ShoalError, VecEnv
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for the most similar known name, or the list of all."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:  # a wrong suite, say: compare what follows it
+        tails = {k.split("/")[-1]: k for k in known}
+        close = [tails[t] for t in difflib.get_close_matches(name.split("/")[-1], tails, n=1, cutoff=0.5)]
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def algorithms() -> dict[str, tuple[Callable[..., Any], Any]]:
+    """Every algorithm by its paper's name: what builds it, and its default settings."""
+    found = {}
+    for info in pkgutil.iter_modules(algorithms_package.__path__):
+        module = importlib.import_module(f"{algorithms_package.__name__}.{info.name}")
+        for name, config in module.PRESETS.items():
+            found[name] = (module.BUILD, config)
+    return found
+
+
+def algorithm(name: str) -> tuple[Callable[..., Any], Any]:
+    """What builds the algorithm `name` (or `package.module:name`, `file.py:name`: a module with PRESETS), and its defaults."""
+    if ":" in name:
+        module, preset = _module(name.split(":")[0]), name.split(":")[1]
+        if preset not in getattr(module, "PRESETS", {}):
+            raise ShoalError(f"{name}: the module's PRESETS have no {preset!r}")
+        return module.BUILD, module.PRESETS[preset]
+    known = algorithms()
+    if name not in known:
+        raise ShoalError(f"there is no algorithm {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def suites() -> dict[str, str]:
+    """Every suite of environments: its name and its module's."""
+    found = {}
+    for info in pkgutil.iter_modules(envs_package.__path__):
+        module = f"{envs_package.__name__}.{info.name}"
+        found[info.name] = module
+    del found["check"]
+    return found
+
+
+def environments(suite: str) -> list[str]:
+    """Full names of a suite's environments."""
+    return [f"{suite}/{name}" for name in importlib.import_module(suites()[suite]).names()]
+
+
+class Environment:
+    """How to make an environment: what `shoal.make` and the command line have in common.
+
+    Args:
+        name: `suite/name`, `file.py:factory` or `package.module:factory`. A factory returns a PettingZoo `ParallelEnv`,
+            or (if it takes `num_envs`) a `VecEnv`.
+        arguments: for the environment.
+
+    Raises:
+        ShoalError: no such environment, or an argument it does not take.
+    """
+
+    def __init__(self, name: str, **arguments: Any) -> None:
+        self.name, self.full_name, self.arguments = name, name, arguments
+        self.factory: Callable[..., Any] | None = None
+        if ":" in name:
+            place, _, attribute = name.partition(":")
+            module = _module(place)
+            if not hasattr(module, attribute):
+                raise ShoalError(f"{place} has no {attribute!r}; {nearest(attribute, _callables(module))}")
+            self.factory = getattr(module, attribute)
+            if place.endswith(".py"):  # a run must find it again from another directory
+                self.full_name = f"{Path(place).resolve()}:{attribute}"
+        else:
+            suite, _, rest = name.partition("/")
+            if suite not in suites():
+                raise ShoalError(
+                    f"there is no suite of environments {suite!r} (in {name!r}); {nearest(name, _everything())}"
+                )
+            self.suite: ModuleType = importlib.import_module(suites()[suite])
+            self.rest = rest
+            if suite != "pettingzoo" and rest not in self.suite.names():
+                raise ShoalError(f"there is no environment {name!r}; {nearest(name, environments(suite))}")
+        self._check_arguments()
+
+    @property
+    def native(self) -> bool:
+        """Whether many environments cost little more than one."""
+        return self.factory is None and self.suite.__name__ != f"{envs_package.__name__}.pettingzoo"
+
+    def parameters(self) -> dict[str, inspect.Parameter] | None:
+        """The arguments it takes, by name; None where it takes any (**arguments)."""
+        if self.factory is not None:
+            found = dict(inspect.signature(self.factory).parameters)
+        elif hasattr(self.suite, "parameters"):
+            return self.suite.parameters(self.rest)  # type: ignore[no-any-return]
+        else:
+            return None
+        if any(p.kind is p.VAR_KEYWORD for p in found.values()):
+            return None
+        return {
+            n: p for n, p in found.items() if n not in ("num_envs", "render_mode") and p.kind is not p.VAR_POSITIONAL
+        }
+
+    def hints(self) -> dict[str, Any]:
+        """Types of the arguments, as far as they are annotated."""
+        if self.factory is None and hasattr(self.suite, "hints"):
+            return self.suite.hints(self.rest)  # type: ignore[no-any-return]
+        try:
+            return typing.get_type_hints(self.factory)
+        except (NameError, TypeError):
+            return {}
+
+    def _check_arguments(self) -> None:
+        known = self.parameters()
+        for key in self.arguments:
+            if known is not None and key not in known:
+                raise ShoalError(f"{self.name} takes no argument {key!r}; {nearest(key, known)}")
+
+    def make(self, num_envs: int = 1, *, render: bool = False) -> VecEnv:
+        """A batch of environments; with `render`, ones asked to draw where they must be asked beforehand."""
+        from shoal.envs.pettingzoo import ParallelEnvs
+
+        if self.factory is None:
+            extra = {"render_mode": "rgb_array"} if render and not self.native else {}
+            return self.suite.make(self.rest, num_envs, **self.arguments, **extra)  # type: ignore[no-any-return]
+        parameters = inspect.signature(self.factory).parameters
+        if "num_envs" in parameters:
+            env = self.factory(num_envs=num_envs, **self.arguments)
+            if not isinstance(env, VecEnv):
+                raise ShoalError(f"{self.name} takes num_envs, so it must return a VecEnv, not {type(env).__name__}")
+            return env
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        extra = {"render_mode": "rgb_array"} if render and ("render_mode" in parameters or open_ended) else {}
+        factory = self.factory
+        return ParallelEnvs(lambda: self._parallel(factory(**self.arguments, **extra)), num_envs, self.name)
+
+    def _parallel(self, env: Any) -> Any:
+        if hasattr(env, "agent_iter"):
+            raise ShoalError(
+                f"{self.name} returns a turn-based AECEnv; return a ParallelEnv "
+                "(pettingzoo.utils.aec_to_parallel, where all agents act in every round)"
+            )
+        if not hasattr(env, "possible_agents"):
+            raise ShoalError(f"{self.name} must return a PettingZoo ParallelEnv, not {type(env).__name__}")
+        return env
+
+
+def _module(place: str) -> ModuleType:
+    """A module by dotted name, or a file by path (under a name that other processes find again)."""
+    if not place.endswith(".py"):
+        sys.path.insert(0, "")  # where the user stands, as `python -m` does
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise ShoalError(f"cannot import {place!r}: {error}") from error
+        finally:
+            sys.path.remove("")
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise ShoalError(f"there is no file {place!r} (looked for {path})")
+    name = "shoal_file_" + path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _callables(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+
+
+def _everything() -> list[str]:
+    return [name for suite in suites() for name in environments(suite)]

@@ -1,0 +1,136 @@
+"""The training loop: a generator. Logging, evaluating, saving and stopping happen in the caller's for-loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.collect import LocalCollector
+from shoal.types import Algorithm, Metrics, ShoalError, Tree, VecEnv
+
+
+class Diverged(ShoalError):
+    """A loss became NaN or infinite."""
+
+
+class Progress:
+    """Where training stands. One object for a whole training; `train` yields it after every rollout."""
+
+    def __init__(self, algorithm: Algorithm, env: VecEnv, total_steps: int, seed: int) -> None:
+        self.algorithm, self.env, self.total_steps = algorithm, env, total_steps
+        self.experience = algorithm.experience(env.num_envs)
+        env_seed = int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31
+        self.collector = LocalCollector(algorithm, env, self.experience.rollout_steps, env_seed)
+        self.env_steps = 0
+        self.previous_steps = 0
+        self.seconds = 0.0
+        """Time spent playing and learning, interruptions and the caller's own work excluded."""
+        self.learning_seconds = 0.0
+        self.updates = 0
+        self._metrics: dict[str, list[Tensor]] = {}
+
+    def every(self, steps: int) -> bool:
+        """Whether this rollout passed a multiple of `steps` environment steps (or the end)."""
+        passed = self.env_steps // steps > self.previous_steps // steps
+        return passed or self.env_steps >= self.total_steps
+
+    def record(self, metrics: dict[str, Tensor]) -> None:
+        self.updates += 1
+        for name, value in metrics.items():
+            self._metrics.setdefault(name, []).append(value)
+
+    def check(self) -> None:
+        """Refuse to go on from numbers that are none.
+
+        Raises:
+            Diverged: a metric since the last `drain` is NaN or infinite.
+        """
+        for name, values in self._metrics.items():
+            worst = torch.stack(values).sum()
+            if not torch.isfinite(worst):
+                raise Diverged(
+                    f"{name} became {float(worst)} before step {self.env_steps:,}: the run stopped, its last checkpoint "
+                    "is intact. A smaller --lr or --max-grad-norm usually helps; look for huge rewards too"
+                )
+
+    def drain(self) -> Metrics:
+        """Means of the update's metrics and of finished episodes since the last call, and the split of time.
+
+        Raises:
+            Diverged: a metric is NaN or infinite.
+        """
+        self.check()
+        means = {name: float(torch.stack(values).mean()) for name, values in self._metrics.items()}
+        self._metrics.clear()
+        means |= self._episodes()
+        if self.seconds > 0:
+            means["time_env"] = self.collector.env_seconds / self.seconds
+            means["time_act"] = self.collector.acting_seconds / self.seconds
+            means["time_learn"] = self.learning_seconds / self.seconds
+            means["steps_per_second"] = self.env_steps / self.seconds
+        means["updates"] = float(self.updates)
+        return means
+
+    def _episodes(self) -> Metrics:
+        finished, self.collector.finished = self.collector.finished, []
+        if not finished:
+            return {}
+        returns = {name: torch.cat([r[name] for r, _ in finished]) for name in self.env.spec.groups}
+        everyone = torch.cat(list(returns.values()), dim=1)
+        metrics = {"train_agent_return": everyone.mean(1), "train_team_return": everyone.sum(1)}
+        metrics["train_length"] = torch.cat([lengths for _, lengths in finished]).float()
+        if len(returns) > 1:
+            metrics |= {f"train_return_{name}": values.mean(1) for name, values in returns.items()}
+        return {name: float(values.mean()) for name, values in metrics.items()}
+
+    def state_dict(self) -> Tree:
+        """Everything a later process needs to go on as if nothing had happened."""
+        return {
+            "algorithm": self.algorithm.state_dict(),
+            "experience": self.experience.state_dict(),
+            "collector": self.collector.state_dict(),
+            "env_steps": self.env_steps,
+            "seconds": self.seconds,
+            "clocks": [self.collector.env_seconds, self.collector.acting_seconds, self.learning_seconds],
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Tree) -> None:
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.experience.load_state_dict(state["experience"])
+        self.collector.load_state_dict(state["collector"])
+        self.env_steps = self.previous_steps = state["env_steps"]
+        self.seconds, self.updates = state["seconds"], state["updates"]
+        self.collector.env_seconds, self.collector.acting_seconds, self.learning_seconds = state["clocks"]
+
+
+def train(
+    algorithm: Algorithm, env: VecEnv, total_steps: int, *, seed: int = 0, state: Tree | None = None
+) -> Iterator[Progress]:
+    """Alternate between playing and learning until `total_steps` environment steps; yields after every rollout.
+
+    Args:
+        algorithm: plays and learns; changed in place.
+        env: the environments it plays; reset with a seed derived from `seed`.
+        total_steps: environment steps, counted over all environments.
+        state: of an earlier `Progress.state_dict()`, to continue from there.
+    """
+    progress = Progress(algorithm, env, total_steps, seed)
+    if state is not None:
+        progress.load_state_dict(state)
+    while progress.env_steps < total_steps:
+        start = time.perf_counter()
+        rollout = progress.collector.collect()
+        played = time.perf_counter()
+        for batch in progress.experience.add(rollout):
+            progress.record(algorithm.update(batch))
+        end = time.perf_counter()
+        progress.learning_seconds += end - played
+        progress.seconds += end - start
+        progress.previous_steps = progress.env_steps
+        progress.env_steps += rollout.num_steps
+        yield progress

@@ -1,0 +1,215 @@
+"""Every noun of shoal: spaces, specs, what an environment shows, what a learner gets, and the protocols.
+
+Tensors are laid out `[time, env, agent, feature]`; leading axes may be absent, never reordered. Agents that share an
+observation shape and an action space form a *group* and share one tensor axis. Absent means width 0, never `None`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Groups = dict[str, Tensor]
+"""One tensor per group of agents."""
+
+Metrics = dict[str, float]
+"""Scalars by name, for the log."""
+
+Tree = dict[str, Any]
+"""Nested dicts and lists whose leaves are tensors, numbers, strings, booleans or None: what a checkpoint holds."""
+
+
+class ShoalError(Exception):
+    """Something the user can mend; its message says what was wrong and what would be right."""
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """`size` actions, numbered from 0. An action is an int64 tensor `[..., agent]`."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Box:
+    """`size` numbers in [-1, 1]; environments rescale. An action is a float32 tensor `[..., agent, size]`."""
+
+    size: int
+
+
+Action = Discrete | Box
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """Agents that share an observation shape and an action space, in the order of the agent axis."""
+
+    agents: tuple[str, ...]
+    obs_shape: tuple[int, ...]
+    action: Action
+    masked: bool = False
+    """Whether `legal` has `action.size` columns; without, it has width 0 and everything is legal."""
+
+    @property
+    def num_agents(self) -> int:
+        return len(self.agents)
+
+    @property
+    def obs_size(self) -> int:
+        return int(np.prod(self.obs_shape))
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an algorithm must know of an environment before it is built."""
+
+    groups: dict[str, GroupSpec]
+    state_size: int = 0
+    """Width of the global state; 0 where the environment has none."""
+
+    @property
+    def num_agents(self) -> int:
+        return sum(group.num_agents for group in self.groups.values())
+
+
+@dataclass
+class View:
+    """What is shown at one instant, of all environments."""
+
+    obs: Groups
+    """`[env, agent, *obs_shape]` float32 (uint8 for images)."""
+    legal: Groups
+    """`[env, agent, size]` bool where the group is masked, else `[env, agent, 0]`."""
+    state: Tensor
+    """`[env, state_size]` float32."""
+
+
+@dataclass
+class Step:
+    """The result of one step of all environments. Tensors may be reused by the next `step`: copy what you keep."""
+
+    view: View
+    """Act on this next: already reset where an episode ended."""
+    successor: View
+    """The true result of the action, never a reset observation."""
+    reward: Groups
+    """`[env, agent]` float32."""
+    terminated: Groups
+    """`[env, agent]` bool: the agent's return stops here, do not bootstrap. Stays true after an agent has left."""
+    alive: Groups
+    """`[env, agent]` bool: the agent acted in this step."""
+    ended: Tensor
+    """`[env]` bool: terminated or truncated, the next row is another episode."""
+
+
+@dataclass
+class Agents:
+    """What happened to one group, `[time, env, agent, ...]` (or any leading axes before `agent`)."""
+
+    obs: Tensor
+    legal: Tensor
+    memory: Tensor
+    """`[time, env, agent, width]` recurrent memory *before* the step; width 0 without memory."""
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    alive: Tensor
+    next_obs: Tensor
+    next_legal: Tensor
+
+
+@dataclass
+class Batch:
+    """The only thing that flows from play to learning. It holds what happened, not what an algorithm thinks of it."""
+
+    groups: dict[str, Agents]
+    state: Tensor
+    next_state: Tensor
+    ended: Tensor
+
+    @property
+    def num_steps(self) -> int:
+        """Environment steps in this batch: the product of the leading axes."""
+        return self.ended.numel()
+
+
+@runtime_checkable
+class VecEnv(Protocol):
+    """Environments that step together. They reset themselves where an episode ends.
+
+    An environment may also have `render(index) -> uint8 [height, width, 3]`, and `state_dict()`/`load_state_dict()`
+    with which a resumed run continues in the middle of an episode; without them it starts new episodes.
+    """
+
+    num_envs: int
+    spec: EnvSpec
+
+    def reset(self, seed: int | None = None) -> View: ...
+
+    def step(self, actions: Groups) -> Step: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Renderable(Protocol):
+    """An environment that can draw itself."""
+
+    def render(self, index: int = 0) -> NDArray[np.uint8]: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything a checkpoint can hold."""
+
+    def state_dict(self) -> Tree: ...
+
+    def load_state_dict(self, state: Tree) -> None: ...
+
+
+class Policy(Protocol):
+    """Chooses actions for every group."""
+
+    def initial_memory(self, num_envs: int) -> Groups:
+        """`[env, agent, width]` per group, width 0 without memory: what an episode starts with."""
+        ...
+
+    def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
+        """Actions and the next memory. `explore=False` is greedy and changes nothing in the policy."""
+        ...
+
+
+class Experience(Protocol):
+    """Turns what was just played into the batches to learn from."""
+
+    rollout_steps: int
+    """Steps of every environment to play before the next `add`."""
+
+    def add(self, rollout: Batch) -> Iterable[Batch]: ...
+
+    def state_dict(self) -> Tree: ...
+
+    def load_state_dict(self, state: Tree) -> None: ...
+
+
+class Algorithm(Policy, Protocol):
+    """A policy that learns."""
+
+    spec: EnvSpec
+    config: Any
+    """Its frozen dataclass of settings."""
+
+    def experience(self, num_envs: int) -> Experience: ...
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step (or a round of them) on `batch`; detached scalars for the log."""
+        ...
+
+    def state_dict(self) -> Tree: ...
+
+    def load_state_dict(self, state: Tree) -> None: ...
