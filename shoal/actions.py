@@ -32,11 +32,15 @@ def greedy(space: Action, output: Tensor, legal: Tensor) -> Tensor:
     return output.tanh()
 
 
-def relax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Straight-through Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144): one-hot forward, soft gradient backward."""
+def relax(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144): the one-hot draw and the soft one `[..., size]`."""
     soft = functional.softmax((logits + noise) / temperature, dim=-1)
-    hard = functional.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype)
-    return hard + soft - soft.detach()
+    return functional.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype), soft
+
+
+def relax_gradient(soft: Tensor, grad: Tensor, temperature: float) -> Tensor:
+    """Straight through: from the gradient of the one-hot draw to that of the logits, as if the soft one had been used."""
+    return soft * (grad - (grad * soft).sum(-1, keepdim=True)) / temperature
 
 
 def encode(space: Action, action: Tensor) -> Tensor:

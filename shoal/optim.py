@@ -1,52 +1,75 @@
-"""One optimiser step, and target networks that follow."""
+"""One optimiser step, and target networks that follow.
+
+All parameters of a module lie in one vector, and so do their gradients. For small networks the time of an update is its
+number of operations; clipping, Adam and following are then one operation each instead of one a parameter.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shoal.types import Tree
 
-
-def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Adam with the fused kernel: one call for all parameters, which is most of the time of a small network's step."""
-    return torch.optim.Adam(list(parameters), lr=lr, fused=True)
+BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> Tensor:
-    """Descend on `loss` with respect to the optimiser's own parameters, and nothing else.
+def flatten(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Move the module's parameters into one vector, of which they become views; returns it and one for gradients.
 
-    Gradients are taken only for the optimiser's parameters, so an actor's loss that passes through a critic leaves
-    nothing behind in the critic. `max_grad_norm` 0 does not clip. Returns the gradient norm before clipping.
+    Every parameter's `grad` is a view of the second.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = grad
-    norm = torch.zeros(())
-    if max_grad_norm > 0:
-        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
-    optimizer.step()
-    return norm
+    parameters = list(module.parameters())
+    vector = torch.cat([p.detach().flatten() for p in parameters])
+    grads, start = torch.zeros_like(vector), 0
+    for parameter in parameters:
+        stop = start + parameter.numel()
+        parameter.data = vector[start:stop].view_as(parameter)
+        parameter.grad = grads[start:stop].view_as(parameter)
+        start = stop
+    return vector, grads
 
 
 @torch.no_grad()
-def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """Polyak averaging: target += tau (source - target)."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+def follow(target: Tensor, source: Tensor, tau: float) -> None:
+    """Polyak averaging of flattened parameters: target += tau (source - target)."""
+    target.lerp_(source, tau)
 
 
-def state_dict(optimizer: torch.optim.Optimizer) -> Tree:
-    """Per-parameter state as lists of tensors, for a checkpoint. Learning rates belong to the config."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {"parameters": [dict(optimizer.state.get(p, {})) for p in parameters]}
+class Adam:
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980) with gradient clipping, for all parameters of a module.
 
+    Calls PyTorch's fused kernel directly: `torch.optim.Adam.step` spends 100 us around it, as long as a small network's
+    backward pass. A test holds it equal to `torch.optim.Adam`.
 
-def load_state_dict(optimizer: torch.optim.Optimizer, state: Tree) -> None:
-    """The inverse of `state_dict`."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, saved in zip(parameters, state["parameters"], strict=True):
-        restored: dict[str, Any] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in saved.items()}
-        optimizer.state[parameter] = restored
+    Args:
+        module: its parameters are flattened (see `flatten`); move it to its device before.
+        lr: learning rate.
+        max_grad_norm: longer gradients are scaled down to this norm; 0: never.
+    """
+
+    def __init__(self, module: nn.Module, lr: float, max_grad_norm: float) -> None:
+        self.vector, self.grad = flatten(module)
+        self.lr, self.max_grad_norm = lr, max_grad_norm
+        self.mean, self.square = torch.zeros_like(self.vector), torch.zeros_like(self.vector)
+        self.steps = torch.zeros((), device=self.vector.device)
+
+    @torch.no_grad()
+    def step(self) -> Tensor:
+        """Descend along the parameters' `grad`; returns its norm before clipping."""
+        norm = torch.linalg.vector_norm(self.grad)
+        divisor = ((norm + 1e-6) / self.max_grad_norm).clamp_(min=1.0) if self.max_grad_norm > 0 else None
+        self.steps += 1
+        torch._fused_adam_(
+            [self.vector], [self.grad], [self.mean], [self.square], [], [self.steps], amsgrad=False, lr=self.lr,
+            beta1=BETAS[0], beta2=BETAS[1], weight_decay=0.0, eps=EPSILON, maximize=False, grad_scale=divisor,
+        )  # fmt: skip
+        return norm
+
+    def state_dict(self) -> Tree:
+        """Moments and step count; the learning rate belongs to the config."""
+        return {"mean": self.mean, "square": self.square, "steps": self.steps}
+
+    def load_state_dict(self, state: Tree) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])

@@ -64,22 +64,27 @@ class Replay:
         self.generator = generator
         self.rollout_steps = min(max(1, update_every // num_envs), rows)
         self.storage = allocate(spec, (rows, num_envs), {})
-        self.flat = tree.map(lambda x: x.flatten(0, 1), self.storage)
+        self.ring = tree.leaves(self.storage)
+        self.drawn: Batch = tree.map(lambda x: x.new_zeros(batch_size, *x.shape[2:]), self.storage)
+        flat = [x.flatten(0, 1) for x in self.ring]
+        self.columns = [(x, out) for x, out in zip(flat, tree.leaves(self.drawn), strict=True) if x.numel()]
         self.written = 0  # rows, ever
 
     @property
     def num_bytes(self) -> int:
         """Memory of the full ring."""
-        return tree.num_bytes(self.storage)
+        return sum(x.numel() * x.element_size() for x in self.ring)
 
     def add(self, rollout: Batch) -> Iterator[Batch]:
         """Store `rollout` (`[time, env, ...]`), then one sampled batch for every `update_every` steps of it."""
         steps = rollout.ended.shape[0]
         start = self.written % self.rows
         first = min(steps, self.rows - start)
-        tree.copy_(tree.index(self.storage, slice(start, start + first)), tree.index(rollout, slice(0, first)))
-        if first < steps:
-            tree.copy_(tree.index(self.storage, slice(0, steps - first)), tree.index(rollout, slice(first, steps)))
+        for ring, new in zip(self.ring, tree.leaves(rollout), strict=True):
+            if ring.numel():
+                ring[start : start + first] = new[:first]
+                if first < steps:
+                    ring[: steps - first] = new[first:]
         before = max(self.written * self.num_envs, self.warmup)
         self.written += steps
         after = max(self.written * self.num_envs, self.warmup)
@@ -87,19 +92,21 @@ class Replay:
             yield self.sample()
 
     def sample(self) -> Batch:
-        """`batch_size` transitions drawn uniformly: a batch with one leading axis."""
+        """`batch_size` transitions drawn uniformly, with one leading axis. The next draw overwrites them."""
         filled = min(self.written, self.rows) * self.num_envs
         where = torch.randint(filled, (self.batch_size,), generator=self.generator)
-        return tree.map(lambda x: x.index_select(0, where), self.flat)
+        for column, out in self.columns:
+            torch.index_select(column, 0, where, out=out)
+        return self.drawn
 
     def state_dict(self) -> Tree:
         filled = min(self.written, self.rows)
-        rows = [x[:filled] for x in tree.leaves(self.storage)]
+        rows = [x[:filled] for x in self.ring]
         return {"written": self.written, "rows": rows, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Tree) -> None:
         self.written = state["written"]
         filled = min(self.written, self.rows)
-        for x, saved in zip(tree.leaves(self.storage), state["rows"], strict=True):
+        for x, saved in zip(self.ring, state["rows"], strict=True):
             x[:filled] = saved
         self.generator.set_state(state["generator"])

@@ -7,6 +7,7 @@ episode. A time limit ends an episode without terminating it, so its successor's
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -15,7 +16,7 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: flo
     return reward + gamma * next_value.masked_fill(terminated, 0.0)
 
 
-def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `value` where `mask`; 0 where nothing is. `mask` has the leading axes of `value`."""
-    weight = mask.to(value.dtype).reshape(mask.shape + (1,) * (value.ndim - mask.ndim)).expand_as(value)
-    return (value * weight).sum() / weight.sum().clamp(min=1.0)
+def mean_weights(mask: Tensor) -> Tensor:
+    """Weights with which a sum is the mean over the places where `mask`; all 0 where nothing is."""
+    weight = mask.to(torch.float32)
+    return weight.div_(weight.sum().clamp_(min=1.0))

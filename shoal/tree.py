@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -31,19 +31,24 @@ def _map(function: Callable[..., Any], tree: Any, others: Sequence[Any]) -> Any:
     return tree
 
 
-def leaves(tree: Any) -> Iterator[Tensor]:
+def leaves(tree: Any) -> list[Tensor]:
     """Every tensor, in the order `map` visits them."""
+    found: list[Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
-        yield tree
+        found.append(tree)
     elif isinstance(tree, dict):
         for value in tree.values():
-            yield from leaves(value)
+            _gather(value, found)
     elif isinstance(tree, list | tuple):
         for value in tree:
-            yield from leaves(value)
+            _gather(value, found)
     elif is_dataclass(tree):
-        for field in fields(tree):
-            yield from leaves(getattr(tree, field.name))
+        _gather(vars(tree), found)
 
 
 def stack(trees: list[T], dim: int = 0) -> T:
@@ -68,12 +73,5 @@ def copy_(into: Any, source: Any) -> None:
 
 
 def to(tree: T, device: torch.device) -> T:
-    """Everything on `device`; what is there already is not copied."""
-    if all(tensor.device == device for tensor in leaves(tree)):
-        return tree
-    return map(lambda tensor: tensor.to(device), tree)
-
-
-def num_bytes(tree: Any) -> int:
-    """Memory of all tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in leaves(tree))
+    """Everything on `device`. What is played lives on the CPU, so there nothing is looked at."""
+    return tree if device.type == "cpu" else map(lambda tensor: tensor.to(device), tree)

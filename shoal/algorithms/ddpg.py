@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from shoal import actions, explore, optim, tree
 from shoal.nets.dense import AgentNet
 from shoal.replay import Replay
-from shoal.returns import masked_mean, td_target
+from shoal.returns import mean_weights, td_target
 from shoal.types import Action, Agents, Batch, Box, Discrete, EnvSpec, Groups, Tree, View
 
 
@@ -108,8 +108,10 @@ class DDPG:
         self.actors = nn.ModuleDict(actors).to(self.device)
         self.critics = nn.ModuleDict(critics).to(self.device)
         self.target_actors, self.target_critics = copy.deepcopy(self.actors), copy.deepcopy(self.critics)
-        self.actor_optimizer = optim.adam(self.actors.parameters(), config.actor_lr or config.lr)
-        self.critic_optimizer = optim.adam(self.critics.parameters(), config.lr)
+        self.targets = [optim.flatten(self.target_actors)[0], optim.flatten(self.target_critics)[0]]
+        self.actor_optimizer = optim.Adam(self.actors, config.actor_lr or config.lr, config.max_grad_norm)
+        self.critic_optimizer = optim.Adam(self.critics, config.lr, config.max_grad_norm)
+        self.action_start = self._action_starts()
 
     # Playing
 
@@ -150,85 +152,102 @@ class DDPG:
             generator=torch.Generator().manual_seed(self.seed),
         )
 
+    @torch.no_grad()
     def update(self, batch: Batch) -> dict[str, Tensor]:
         self.updates += 1
         batch = tree.to(batch, self.device)
-        encoded = {n: self._encode(n, agents) for n, agents in batch.groups.items()}
-        metrics = self._update_critics(batch, encoded)
+        joint = self._joint({n: (a.obs, self._encode(n, a)) for n, a in batch.groups.items()})
+        metrics = self._update_critics(batch, joint)
         if self.updates % self.config.actor_every == 0:
-            metrics |= self._update_actors(batch, encoded)
-            optim.follow(self.target_actors, self.actors, self.config.tau)
-            optim.follow(self.target_critics, self.critics, self.config.tau)
+            metrics |= self._update_actors(batch, joint)
+            optim.follow(self.targets[0], self.actor_optimizer.vector, self.config.tau)
+            optim.follow(self.targets[1], self.critic_optimizer.vector, self.config.tau)
         return metrics
 
-    def _update_critics(self, batch: Batch, encoded: Groups) -> dict[str, Tensor]:
-        with torch.no_grad():
-            next_obs = {n: a.next_obs for n, a in batch.groups.items()}
-            next_action = {n: self._target_action(n, agents) for n, agents in batch.groups.items()}
-        obs = {n: a.obs for n, a in batch.groups.items()}
+    def _update_critics(self, batch: Batch, joint: Groups) -> dict[str, Tensor]:
+        next_joint = self._joint({n: (a.next_obs, self._target_action(n, a)) for n, a in batch.groups.items()})
         losses, values = [], []
         for name, agents in batch.groups.items():
-            with torch.no_grad():
-                next_q = self._q(self.target_critics, name, next_obs, next_action).amin(0)
-                target = td_target(agents.reward, agents.terminated, next_q, self.config.gamma)
-            q = self._q(self.critics, name, obs, encoded)
-            losses.append(torch.stack([masked_mean((one - target).square(), agents.alive) for one in q]).sum())
-            values.append(q.detach().mean())
-        loss = torch.stack(losses).sum()
-        norm = optim.step(self.critic_optimizer, loss, self.config.max_grad_norm)
-        return {"critic_loss": loss.detach(), "q": torch.stack(values).mean(), "critic_grad_norm": norm}
+            next_q = self.target_critics[name](next_joint[name]).squeeze(-1)
+            next_q = next_q.amin(0) if self.config.critics > 1 else next_q
+            target = td_target(agents.reward, agents.terminated, next_q, self.config.gamma)
+            q, pullback = self.critics[name].linearize(joint[name])
+            error = q.squeeze(-1) - target  # [critics, batch, agent], or [batch, agent] of one critic
+            weighted = error * mean_weights(agents.alive)
+            pullback.weights(2 * weighted.unsqueeze(-1))
+            losses.append((weighted * error).sum())
+            values.append(q.mean())
+        norm = self.critic_optimizer.step()
+        return {"critic_loss": sum(losses[1:], losses[0]), "q": sum(values[1:], values[0]), "critic_grad_norm": norm}
 
-    def _update_actors(self, batch: Batch, encoded: Groups) -> dict[str, Tensor]:
-        obs = {n: a.obs for n, a in batch.groups.items()}
+    def _update_actors(self, batch: Batch, joint: Groups) -> dict[str, Tensor]:
         losses = []
         for name, agents in batch.groups.items():
-            output = self.actors[name](_flat(agents.obs))
-            own = self._differentiable_action(name, output, agents.legal)
-            q = self._q(self.critics, name, obs, encoded, own)[0]
-            penalty = masked_mean(output.square(), agents.alive)
-            losses.append(self.config.output_penalty * penalty - masked_mean(q, agents.alive))
-        loss = torch.stack(losses).sum()
-        norm = optim.step(self.actor_optimizer, loss, self.config.max_grad_norm)
-        return {"actor_loss": loss.detach(), "actor_grad_norm": norm}
-
-    def _q(self, critics: nn.ModuleDict, name: str, obs: Groups, action: Groups, own: Tensor | None = None) -> Tensor:
-        """Q of the group's agents `[critics, batch, agent]`; with `own` `[batch, agent, size]`, agent i's critic sees
-        own[i] in the place of agent i's action and the given actions in all other places."""
-        if not self.config.central:
-            x = torch.cat([_flat(obs[name]), action[name] if own is None else own], -1)
-        else:
-            agents = self.spec.groups[name].num_agents
-            parts = [_flat(obs[n]).flatten(1) for n in obs]
-            if own is None:
-                parts += [action[n].flatten(1) for n in action]
-                x = torch.cat(parts, -1).unsqueeze(1).expand(-1, agents, -1)
+            output, pullback = self.actors[name].linearize(_flat(agents.obs))
+            own, soft = self._action(name, output, agents.legal)
+            q, critic_pullback = self.critics[name].linearize(self._replace_own(name, joint[name], own))
+            weights = mean_weights(agents.alive).unsqueeze(-1)
+            grad_q = weights if self.config.critics == 1 else torch.stack([weights, torch.zeros_like(weights)])
+            grad_action = self._own(name, critic_pullback.input(grad_q))  # of Q_i with respect to a_i alone
+            if isinstance(self.spec.groups[name].action, Box):
+                grad_output = grad_action * (1 - own.square())
             else:
-                mine = torch.eye(agents, dtype=torch.bool, device=own.device)[:, :, None]
-                mixed = {n: a.unsqueeze(1).expand(-1, agents, -1, -1) for n, a in action.items()}
-                mixed[name] = torch.where(mine, own.unsqueeze(1), mixed[name])
-                parts = [part.unsqueeze(1).expand(-1, agents, -1) for part in parts]
-                x = torch.cat(parts + [a.flatten(2) for a in mixed.values()], -1)
-        q: Tensor = critics[name](x).squeeze(-1)
-        return q if self.config.critics > 1 else q.unsqueeze(0)
+                grad_output = actions.relax_gradient(soft, grad_action, self.config.temperature)
+            penalty = 2 * self.config.output_penalty / output.shape[-1]
+            pullback.weights(penalty * weights * output - grad_output)
+            losses.append(-(q if self.config.critics == 1 else q[0]).mul(weights).sum())
+        norm = self.actor_optimizer.step()
+        return {"actor_loss": sum(losses[1:], losses[0]), "actor_grad_norm": norm}
+
+    def _joint(self, seen: dict[str, tuple[Tensor, Tensor]]) -> Groups:
+        """What each group's critics see `[batch, agent, features]`, from every group's observations and actions."""
+        if not self.config.central:
+            return {n: torch.cat([_flat(obs), action], -1) for n, (obs, action) in seen.items()}
+        parts = [obs.flatten(1) for obs, _ in seen.values()] + [action.flatten(1) for _, action in seen.values()]
+        everything = torch.cat(parts, -1).unsqueeze(1)
+        return {n: everything.expand(-1, self.spec.groups[n].num_agents, -1) for n in seen}
+
+    def _replace_own(self, name: str, joint: Tensor, own: Tensor) -> Tensor:
+        """`joint` with agent i's action replaced by own[:, i] for agent i's critic, and for no other critic."""
+        joint = joint.clone(memory_format=torch.contiguous_format)
+        self._own(name, joint).copy_(own)
+        return joint
+
+    def _own(self, name: str, joint: Tensor) -> Tensor:
+        """Agent i's own action in what agent i's critic sees: a view `[batch, agent, size]` of `joint`."""
+        size, start = self.spec.groups[name].action.size, self.action_start[name]
+        row, agent, column = joint.stride()
+        if self.config.central:
+            agent += size * column  # the next agent's action lies further right
+        return joint.as_strided((*joint.shape[:2], size), (row, agent, column), joint.storage_offset() + start * column)
 
     def _encode(self, name: str, agents: Agents) -> Tensor:
         """What the agents did, as critic input; nothing where an agent was not there to act."""
         return actions.encode(self.spec.groups[name].action, agents.action) * agents.alive.unsqueeze(-1)
 
     def _target_action(self, name: str, agents: Agents) -> Tensor:
-        output = self.target_actors[name](_flat(agents.next_obs))
-        action = self._differentiable_action(name, output, agents.next_legal)
+        action, _ = self._action(name, self.target_actors[name](_flat(agents.next_obs)), agents.next_legal)
         scale = self.config.target_noise
         if scale and isinstance(self.spec.groups[name].action, Box):
             noise = torch.empty_like(action).normal_(generator=self.sampler).mul_(scale)
             action = (action + noise.clamp_(-2.5 * scale, 2.5 * scale)).clamp_(-1, 1)
         return action.masked_fill_(agents.terminated.unsqueeze(-1), 0.0)
 
-    def _differentiable_action(self, name: str, output: Tensor, legal: Tensor) -> Tensor:
+    def _action(self, name: str, output: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
+        """An actor's output as critic input, and (discrete) the soft draw that gradients go through."""
         if isinstance(self.spec.groups[name].action, Box):
-            return output.tanh()
+            return output.tanh(), output
         noise = actions.gumbel_like(output, self.sampler)
         return actions.relax(actions.mask_logits(output, legal), noise, self.config.temperature)
+
+    def _action_starts(self) -> dict[str, int]:
+        """The column of a critic's input at which the actions of each group begin."""
+        if not self.config.central:
+            return {n: g.obs_size for n, g in self.spec.groups.items()}
+        starts, column = {}, sum(g.num_agents * g.obs_size for g in self.spec.groups.values())
+        for n, g in self.spec.groups.items():
+            starts[n], column = column, column + g.num_agents * g.action.size
+        return starts
 
     # Saving
 
@@ -243,8 +262,8 @@ class DDPG:
     def state_dict(self) -> Tree:
         return {
             "nets": {name: dict(module.state_dict()) for name, module in self._modules().items()},
-            "actor_optimizer": optim.state_dict(self.actor_optimizer),
-            "critic_optimizer": optim.state_dict(self.critic_optimizer),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
             "sampler": self.sampler.get_state(),
             "env_steps": self.env_steps,
             "updates": self.updates,
@@ -253,8 +272,8 @@ class DDPG:
     def load_state_dict(self, state: Tree) -> None:
         for name, module in self._modules().items():
             module.load_state_dict(state["nets"][name])
-        optim.load_state_dict(self.actor_optimizer, state["actor_optimizer"])
-        optim.load_state_dict(self.critic_optimizer, state["critic_optimizer"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.sampler.set_state(state["sampler"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
 

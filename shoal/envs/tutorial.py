@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 
 from shoal.types import Box, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View
@@ -75,10 +76,8 @@ class Drift:
         return self._view()
 
     def step(self, actions: Groups) -> Step:
-        push = actions["agent"].numpy()[:, :, :1].clip(-1, 1)
-        self.states += 0.1 * self.random.standard_normal(self.states.shape, np.float32) + 0.1 * push
-        alone = np.where(np.abs(self.states[:, :, 0]) < LIMIT, np.float32(1), np.float32(-1))
-        reward = _shared(alone, self.reward_mode)
+        reward = np.empty(self.states.shape[:2], np.float32)
+        _step(self.random, self.states, actions["agent"].numpy(), reward)
         self.steps += 1
         ended = self.steps >= self.max_steps
         view = successor = self._view()
@@ -87,8 +86,8 @@ class Drift:
             self.states[where] = self.random.standard_normal((len(where), *self.states.shape[1:]), np.float32)
             self.steps[where] = 0
             view = self._view()
-        reward_tensor = {"agent": torch.from_numpy(reward)}
-        return Step(view, successor, reward_tensor, self.never, self.always, torch.from_numpy(ended))
+        paid = {"agent": torch.from_numpy(_shared(reward, self.reward_mode))}
+        return Step(view, successor, paid, self.never, self.always, torch.from_numpy(ended))
 
     def render(self, index: int = 0) -> NDArray[np.uint8]:
         """The agents on the line of their first number: green inside the limits, red outside."""
@@ -122,6 +121,17 @@ class Drift:
 
     def close(self) -> None:
         pass
+
+
+@njit(cache=True)
+def _step(random, states, actions, reward):  # type: ignore[no-untyped-def]
+    """The dynamics of the tutorial's test script, and each agent's own reward."""
+    for e in range(states.shape[0]):
+        for i in range(states.shape[1]):
+            push = 0.1 * min(max(actions[e, i, 0], -1.0), 1.0)
+            for k in range(states.shape[2]):
+                states[e, i, k] += 0.1 * random.standard_normal() + push
+            reward[e, i] = 1.0 if abs(states[e, i, 0]) < LIMIT else -1.0
 
 
 def _shared(reward: NDArray[np.float32], mode: RewardMode) -> NDArray[np.float32]:
