@@ -1,8 +1,8 @@
 """MADDPG against the tutorial's own program, on the same work, in one interleaved run.
 
-Three agents, networks of 64-64, batches of 64, a buffer of 100,000 (full before the clock starts), one update of every agent
-each environment step, one thread. The tutorial's code is not part of shoal: give the page's markdown file, and its first three code blocks
-("Complete MARL Implementation") are run as published.
+Three agents, networks of 64-64, batches of 64, a buffer of 100,000 (full before the clock starts), one update of every
+agent each environment step, one thread. The tutorial's code is not part of shoal: give the page's markdown file, and
+its first three code blocks ("Complete MARL Implementation") are run as published.
 
     python benchmarks/tutorial.py --tutorial part-9-multi-agent-rl.md
 """

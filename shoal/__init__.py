@@ -63,5 +63,5 @@ def build(name: str, spec: EnvSpec, *, seed: int = 0, device: str = "cpu", **set
     Raises:
         ShoalError: no such algorithm or setting (with the nearest name), or a task it cannot do.
     """
-    make_algorithm, defaults = algorithm(name)
-    return make_algorithm(spec, replace(defaults, settings), seed=seed, device=device)  # type: ignore[no-any-return]
+    preset = algorithm(name)
+    return preset.build(spec, replace(preset.config, settings), seed=seed, device=device)

@@ -39,7 +39,7 @@ def relax(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Te
 
 
 def relax_gradient(soft: Tensor, grad: Tensor, temperature: float) -> Tensor:
-    """Straight through: from the gradient of the one-hot draw to that of the logits, as if the soft one had been used."""
+    """Straight through: from the gradient of the one-hot draw to the logits, as if the soft draw had been used."""
     return soft * (grad - (grad * soft).sum(-1, keepdim=True)) / temperature
 
 

@@ -4,8 +4,8 @@
     checkpoint/last_000000060000/tensors.safetensors
     checkpoint/last_000000060000/state.json           format, versions, checksum, the tree with its tensors named
 
-A directory is written under another name, synced, and renamed; the pointer files `last` and `best` are replaced in one system call. So
-whatever moment a process dies, `last` names a complete checkpoint.
+A directory is written under another name, synced, and renamed; the pointer files `last` and `best` are replaced in one
+system call. So whatever moment a process dies, `last` names a complete checkpoint.
 """
 
 from __future__ import annotations

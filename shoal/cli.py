@@ -71,7 +71,7 @@ def _train(arguments: list[str]) -> int:
 
 def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     """A run from `ALGORITHM ENV [options]`; unknown names and options are refused with the nearest known."""
-    _, defaults = registry.algorithm(algorithm)
+    defaults = registry.algorithm(algorithm).config
     environment = registry.Environment(env)
     settings = Settings(out=f"runs/{env.replace('/', '_').replace(':', '_')}/{algorithm}")
     task = presets.task(algorithm, env)
@@ -251,8 +251,8 @@ def _list(arguments: list[str]) -> int:
     if arguments:
         raise ShoalError(f"shoal list takes no options, not {' '.join(arguments)}")
     print("algorithms")
-    for name, (_, defaults) in registry.algorithms().items():
-        print(f"  {name:<10} {sys.modules[type(defaults).__module__].SUMMARIES[name]}")
+    for name, preset in registry.algorithms().items():
+        print(f"  {name:<10} {preset.summary}")
     print("environments")
     for suite in registry.suites():
         names = registry.environments(suite)

@@ -97,7 +97,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], data: dict[str, Any]) -> T:
-    """A dataclass from what `dataclasses.asdict` and JSON made of it; an unknown key is an error, a missing one defaults."""
+    """A dataclass from what `dataclasses.asdict` and JSON made of it; unknown keys are errors."""
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:

@@ -1,4 +1,4 @@
-"""A run in a directory: train, log, evaluate, save; stop and go on. Everything `shoal train` does after reading its options."""
+"""A run in a directory: train, log, evaluate, save; stop and go on. What `shoal train` does after reading options."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import torch
 
 from shoal import checkpoint, config, plot, registry
 from shoal.config import Run, Settings
+from shoal.envs.check import Problem, problems
+from shoal.envs.pettingzoo import ParallelEnvs
 from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
 from shoal.train import Progress, train
@@ -27,7 +29,7 @@ CHECKPOINTS = "checkpoint"
 def open_run(directory: Path) -> Run:
     """The settings of a run directory."""
     data = config.read(directory)
-    _, defaults = registry.algorithm(data["algorithm"])
+    defaults = registry.algorithm(data["algorithm"]).config
     return Run(
         algorithm=data["algorithm"],
         env=data["env"],
@@ -40,8 +42,8 @@ def open_run(directory: Path) -> Run:
 
 def build(run: Run, env: VecEnv) -> Algorithm:
     """The run's algorithm for `env`, untrained."""
-    make, _ = registry.algorithm(run.algorithm)
-    return make(env.spec, run.config, seed=run.settings.seed, device=run.settings.device)  # type: ignore[no-any-return]
+    preset = registry.algorithm(run.algorithm)
+    return preset.build(env.spec, run.config, seed=run.settings.seed, device=run.settings.device)
 
 
 def load_policy(directory: Path, which: str, env: VecEnv) -> Algorithm:
@@ -116,6 +118,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         )
     torch.set_num_threads(run.settings.threads)
     environment = registry.Environment(run.env, **run.env_args)
+    warnings = _checked(environment)
     env = environment.make(run.settings.num_envs)
     algorithm = build(run, env)
     state = checkpoint.load(directory / CHECKPOINTS) if resume else None
@@ -139,6 +142,8 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         best=state["best"] if state else -np.inf,
     )
     trial.display.evaluations = [(e["env_steps"], e["agent_return"]["mean"]) for e in read_evaluations(directory)]
+    for warning in warnings:
+        trial.display.message(f"warning: {warning}")
     try:
         return _loop(trial, env, state)
     finally:
@@ -147,6 +152,19 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         trial.evaluation_env.close()
         if read_evaluations(directory):
             plot.curves(directory, f"{run.algorithm} on {run.env}, seed {run.settings.seed}")
+
+
+def _checked(environment: registry.Environment) -> list[Problem]:
+    """Refuse a user's environment that breaks its contract; what shoal copes with is returned, to be told."""
+    if environment.native:
+        return []
+    env = environment.make(1)
+    found = problems(env.envs[0] if isinstance(env, ParallelEnvs) else env, steps=100)
+    env.close()
+    serious = [problem for problem in found if not problem.harmless]
+    if serious:
+        raise ShoalError(f"{environment.name} breaks its contract:\n" + "\n".join(f"  - {p}" for p in serious))
+    return found
 
 
 def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:

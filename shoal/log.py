@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.csv, evaluations.jsonl, TensorBoard, Weights & Biases behind one `write`; and the console."""
+"""Where numbers go: metrics.csv, evaluations.jsonl, TensorBoard and Weights & Biases, and the console."""
 
 from __future__ import annotations
 

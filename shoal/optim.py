@@ -57,7 +57,7 @@ class Adam:
     @torch.no_grad()
     def step(self) -> Tensor:
         """Descend along the parameters' `grad`; returns its norm before clipping."""
-        norm = torch.linalg.vector_norm(self.grad)
+        norm: Tensor = torch.linalg.vector_norm(self.grad)
         divisor = ((norm + 1e-6) / self.max_grad_norm).clamp_(min=1.0) if self.max_grad_norm > 0 else None
         self.steps += 1
         torch._fused_adam_(

@@ -10,7 +10,7 @@ UNIT = "return per agent (mean over agents of the undiscounted episode reward)"
 
 
 def curves(directory: Path, title: str) -> Path:
-    """Draw `curves.png`: greedy evaluations with their 95 % interval, and exploring returns, against steps and seconds."""
+    """Draw `curves.png`: greedy evaluations with 95 % intervals, and exploring returns, against steps and seconds."""
     from matplotlib.figure import Figure
 
     evaluations, rows = read_evaluations(directory), read_metrics(directory)

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-TASKS: dict[tuple[str, str], dict[str, Any]] = {}
+SPREAD = {
+    "num_envs": 64,
+    "total_steps": 4_000_000,
+    "update_every": 64,
+    "batch_size": 1024,
+    "buffer_size": 500_000,
+    "warmup": 10_000,
+}
+
+TASKS: dict[tuple[str, str], dict[str, Any]] = {
+    (algorithm, "mpe/simple_spread"): SPREAD for algorithm in ("iddpg", "maddpg", "matd3")
+}
 
 
 def task(algorithm: str, env: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from shoal import algorithms as algorithms_package
 from shoal import envs as envs_package
-from shoal.types import ShoalError, VecEnv
+from shoal.types import Preset, ShoalError, VecEnv
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -29,27 +29,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
-def algorithms() -> dict[str, tuple[Callable[..., Any], Any]]:
-    """Every algorithm by its paper's name: what builds it, and its default settings."""
-    found = {}
+def algorithms() -> dict[str, Preset]:
+    """Every algorithm by its paper's name."""
+    found: dict[str, Preset] = {}
     for info in pkgutil.iter_modules(algorithms_package.__path__):
-        module = importlib.import_module(f"{algorithms_package.__name__}.{info.name}")
-        for name, config in module.PRESETS.items():
-            found[name] = (module.BUILD, config)
+        found |= importlib.import_module(f"{algorithms_package.__name__}.{info.name}").PRESETS
     return found
 
 
-def algorithm(name: str) -> tuple[Callable[..., Any], Any]:
-    """What builds the algorithm `name` (or `package.module:name`, `file.py:name`: a module with PRESETS), and its defaults."""
-    if ":" in name:
-        module, preset = _module(name.split(":")[0]), name.split(":")[1]
-        if preset not in getattr(module, "PRESETS", {}):
-            raise ShoalError(f"{name}: the module's PRESETS have no {preset!r}")
-        return module.BUILD, module.PRESETS[preset]
-    known = algorithms()
-    if name not in known:
-        raise ShoalError(f"there is no algorithm {name!r}; {nearest(name, known)}")
-    return known[name]
+def algorithm(name: str) -> Preset:
+    """The algorithm `name`; or `package.module:name`, `file.py:name`, where the module has `PRESETS` too."""
+    place, _, preset = name.rpartition(":")
+    known = getattr(_module(place), "PRESETS", {}) if place else algorithms()
+    if preset not in known:
+        raise ShoalError(f"there is no algorithm {name!r}; {nearest(preset, known)}")
+    return known[preset]
 
 
 def suites() -> dict[str, str]:

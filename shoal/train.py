@@ -53,8 +53,8 @@ class Progress:
             worst = torch.stack(values).sum()
             if not torch.isfinite(worst):
                 raise Diverged(
-                    f"{name} became {float(worst)} before step {self.env_steps:,}: the run stopped, its last checkpoint "
-                    "is intact. A smaller --lr or --max-grad-norm usually helps; look for huge rewards too"
+                    f"{name} became {float(worst)} before step {self.env_steps:,}: the run stopped, its last "
+                    "checkpoint is intact. A smaller --lr or --max-grad-norm usually helps; look for huge rewards too"
                 )
 
     def drain(self) -> Metrics:

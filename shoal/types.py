@@ -6,9 +6,9 @@ observation shape and an action space form a *group* and share one tensor axis. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,3 +213,14 @@ class Algorithm(Policy, Protocol):
     def state_dict(self) -> Tree: ...
 
     def load_state_dict(self, state: Tree) -> None: ...
+
+
+class Preset(NamedTuple):
+    """An algorithm by its paper's name: what a module of `shoal.algorithms` lists in `PRESETS`."""
+
+    build: Callable[..., Algorithm]
+    """`build(spec, config, *, seed, device)`."""
+    config: Any
+    """The settings that make it this algorithm."""
+    summary: str
+    """One line for `shoal list`."""

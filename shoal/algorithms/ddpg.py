@@ -1,17 +1,18 @@
 """Deterministic policy gradients for many agents: IDDPG, MADDPG and MATD3.
 
-Each agent i has an actor mu_i(o_i), which is all that acts, and a critic, which only learns. With x everything that all
-agents observed and did (`central`, Lowe et al. 2017, arXiv 1706.02275, eq. 6), or only agent i's own part of it
-(independent DDPG, Lillicrap et al. 2016, arXiv 1509.02971):
+Each agent i has an actor mu_i(o_i), which is all that acts, and a critic Q_i, which only learns. With x everything that
+all agents observed (`central`, MADDPG: Lowe et al. 2017, arXiv 1706.02275, eq. 5 and 6), or only agent i's own part of
+it (independent DDPG: Lillicrap et al. 2016, arXiv 1509.02971):
 
     y_i     = r_i + gamma (1 - terminated_i) min_k Q'_ik(x', mu'_1(o'_1), ..., mu'_N(o'_N))
     critic:   minimise  sum_k (Q_ik(x, a_1, ..., a_N) - y_i)^2
-    actor:    maximise  Q_i1(x, a_1, ..., mu_i(o_i), ..., a_N)          the others' actions from the replay
+    actor:    ascend    grad_theta mu_i(o_i)  grad_a Q_i1(x, a_1, ..., a, ..., a_N) at a = mu_i(o_i)
     targets:  theta' <- tau theta + (1 - tau) theta'
 
-MATD3 (Ackermann et al. 2019, arXiv 1910.01465) adds TD3's three changes: the smaller of `critics=2` targets, noise on
-the target action, a delayed actor. Discrete actions are one-hot and pass gradients by straight-through Gumbel-softmax;
-continuous ones are tanh(mu) with Gaussian noise while exploring.
+The others' actions in the actor's gradient are those of the replay. MATD3 (Ackermann et al. 2019, arXiv 1910.01465)
+adds TD3's three changes: the smaller of `critics=2` targets, noise on the target action, a delayed actor. Continuous
+actions are tanh(mu) with Gaussian noise while exploring; discrete ones are one-hot and pass gradients by
+straight-through Gumbel-softmax.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from shoal import actions, explore, optim, tree
 from shoal.nets.dense import AgentNet
 from shoal.replay import Replay
 from shoal.returns import mean_weights, td_target
-from shoal.types import Action, Agents, Batch, Box, Discrete, EnvSpec, Groups, Tree, View
+from shoal.types import Action, Agents, Batch, Box, Discrete, EnvSpec, Groups, Preset, Tree, View
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,6 @@ class Config:
     net: Net = field(default_factory=Net)
 
 
-PRESETS = {
-    "iddpg": Config(central=False),
-    "maddpg": Config(),
-    "matd3": Config(critics=2, actor_every=2, target_noise=0.2, tau=0.005),
-}
-
-
-SUMMARIES = {
-    "iddpg": "independent deep deterministic policy gradient, one critic an agent that sees only that agent",
-    "maddpg": "critics that see all observations and actions, actors that see their own",
-    "matd3": "MADDPG with twin critics, target smoothing and delayed actors",
-}
-
-
 class DDPG:
     """See the module's docstring. `spec` is the environment's; `seed` fixes weights, exploration and replay draws."""
 
@@ -95,23 +82,31 @@ class DDPG:
         self.spec, self.config, self.seed, self.device = spec, config, seed, torch.device(device)
         self.sampler = torch.Generator(self.device).manual_seed(seed)
         self.env_steps = self.updates = 0
-        joint = sum(g.num_agents * (g.obs_size + g.action.size) for g in spec.groups.values())
-        init = torch.Generator().manual_seed(seed)
-        actors, critics = {}, {}
-        for name, group in spec.groups.items():
-            agents, hidden, out = group.num_agents, config.net.hidden, group.action.size
-            seen = joint if config.central else group.obs_size + out
-            actors[name] = AgentNet(agents, (group.obs_size, *hidden, out), shared=config.net.shared, generator=init)
-            critics[name] = AgentNet(
-                agents, (seen, *hidden, 1), shared=config.net.shared, generator=init, ensemble=config.critics
-            )
-        self.actors = nn.ModuleDict(actors).to(self.device)
-        self.critics = nn.ModuleDict(critics).to(self.device)
+        self.actors, self.critics = self._networks(torch.Generator().manual_seed(seed))
         self.target_actors, self.target_critics = copy.deepcopy(self.actors), copy.deepcopy(self.critics)
-        self.targets = [optim.flatten(self.target_actors)[0], optim.flatten(self.target_critics)[0]]
-        self.actor_optimizer = optim.Adam(self.actors, config.actor_lr or config.lr, config.max_grad_norm)
-        self.critic_optimizer = optim.Adam(self.critics, config.lr, config.max_grad_norm)
-        self.action_start = self._action_starts()
+        nets = (self.actors, self.critics, self.target_actors, self.target_critics)
+        self.modules = [nn.ModuleDict(net).to(self.device) for net in nets]
+        self.actor_optimizer = optim.Adam(self.modules[0], config.actor_lr or config.lr, config.max_grad_norm)
+        self.critic_optimizer = optim.Adam(self.modules[1], config.lr, config.max_grad_norm)
+        self.target_vectors = [optim.flatten(module)[0] for module in self.modules[2:]]
+
+    def _networks(self, generator: torch.Generator) -> tuple[dict[str, AgentNet], dict[str, AgentNet]]:
+        actors, critics = {}, {}
+        hidden, shared = self.config.net.hidden, self.config.net.shared
+        self.action_column = {}  # of a critic's input, where the group's actions begin
+        obs_columns = sum(g.num_agents * g.obs_size for g in self.spec.groups.values())
+        columns = obs_columns + sum(g.num_agents * g.action.size for g in self.spec.groups.values())
+        for name, g in self.spec.groups.items():
+            if self.config.central:
+                seen, self.action_column[name] = columns, obs_columns
+                obs_columns += g.num_agents * g.action.size
+            else:
+                seen, self.action_column[name] = g.obs_size + g.action.size, g.obs_size
+            sizes = (g.obs_size, *hidden, g.action.size)
+            actors[name] = AgentNet(g.num_agents, sizes, shared=shared, generator=generator)
+            sizes, ensemble = (seen, *hidden, 1), self.config.critics
+            critics[name] = AgentNet(g.num_agents, sizes, shared=shared, generator=generator, ensemble=ensemble)
+        return actors, critics
 
     # Playing
 
@@ -120,23 +115,23 @@ class DDPG:
 
     @torch.no_grad()
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
-        chosen = {}
         view = tree.to(view, self.device)
+        chosen = {}
         for name, group in self.spec.groups.items():
             legal = view.legal[name]
             if explore and self.env_steps < self.config.warmup:
-                chosen[name] = actions.random(group.action, legal, self.sampler)
-                continue
-            output = self.actors[name](_flat(view.obs[name]))
-            chosen[name] = (self._explored if explore else actions.greedy)(group.action, output, legal)
+                action = actions.random(group.action, legal, self.sampler)
+            else:
+                output = self.actors[name](_flat(view.obs[name]))[0]
+                action = (self._explored if explore else actions.greedy)(group.action, output, legal)
+            chosen[name] = action.cpu()
         if explore:
             self.env_steps += len(view.state)
         return chosen, memory
 
     def _explored(self, space: Action, output: Tensor, legal: Tensor) -> Tensor:
         if isinstance(space, Discrete):
-            noise = actions.gumbel_like(output, self.sampler)
-            return actions.greedy(space, actions.mask_logits(output, legal) + noise, legal)
+            return actions.greedy(space, output + actions.gumbel_like(output, self.sampler), legal)
         return explore.gaussian(output.tanh(), self.config.noise, self.sampler)
 
     # Learning
@@ -156,77 +151,76 @@ class DDPG:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         self.updates += 1
         batch = tree.to(batch, self.device)
-        joint = self._joint({n: (a.obs, self._encode(n, a)) for n, a in batch.groups.items()})
+        joint = self._joint({n: (a.obs, self._taken(n, a)) for n, a in batch.groups.items()})
         metrics = self._update_critics(batch, joint)
         if self.updates % self.config.actor_every == 0:
             metrics |= self._update_actors(batch, joint)
-            optim.follow(self.targets[0], self.actor_optimizer.vector, self.config.tau)
-            optim.follow(self.targets[1], self.critic_optimizer.vector, self.config.tau)
+            for target, learned in zip(self.target_vectors, (self.actor_optimizer, self.critic_optimizer), strict=True):
+                optim.follow(target, learned.vector, self.config.tau)
         return metrics
 
     def _update_critics(self, batch: Batch, joint: Groups) -> dict[str, Tensor]:
         next_joint = self._joint({n: (a.next_obs, self._target_action(n, a)) for n, a in batch.groups.items()})
         losses, values = [], []
         for name, agents in batch.groups.items():
-            next_q = self.target_critics[name](next_joint[name]).squeeze(-1)
-            next_q = next_q.amin(0) if self.config.critics > 1 else next_q
+            next_q = self.target_critics[name](next_joint[name]).squeeze(-1).amin(0)
             target = td_target(agents.reward, agents.terminated, next_q, self.config.gamma)
             q, pullback = self.critics[name].linearize(joint[name])
-            error = q.squeeze(-1) - target  # [critics, batch, agent], or [batch, agent] of one critic
+            error = q.squeeze(-1) - target  # [critics, batch, agent]
             weighted = error * mean_weights(agents.alive)
             pullback.weights(2 * weighted.unsqueeze(-1))
             losses.append((weighted * error).sum())
             values.append(q.mean())
         norm = self.critic_optimizer.step()
-        return {"critic_loss": sum(losses[1:], losses[0]), "q": sum(values[1:], values[0]), "critic_grad_norm": norm}
+        return {"critic_loss": sum(losses[1:], losses[0]), "q": torch.stack(values).mean(), "critic_grad_norm": norm}
 
     def _update_actors(self, batch: Batch, joint: Groups) -> dict[str, Tensor]:
-        losses = []
+        values = []
         for name, agents in batch.groups.items():
             output, pullback = self.actors[name].linearize(_flat(agents.obs))
-            own, soft = self._action(name, output, agents.legal)
-            q, critic_pullback = self.critics[name].linearize(self._replace_own(name, joint[name], own))
+            output = output[0]
+            action, soft = self._action(name, output, agents.legal)
+            q, critic_pullback = self.critics[name].linearize(self._with_own(name, joint[name], action))
             weights = mean_weights(agents.alive).unsqueeze(-1)
-            grad_q = weights if self.config.critics == 1 else torch.stack([weights, torch.zeros_like(weights)])
-            grad_action = self._own(name, critic_pullback.input(grad_q))  # of Q_i with respect to a_i alone
-            if isinstance(self.spec.groups[name].action, Box):
-                grad_output = grad_action * (1 - own.square())
-            else:
-                grad_output = actions.relax_gradient(soft, grad_action, self.config.temperature)
+            grad_q = torch.cat([weights.unsqueeze(0), q.new_zeros(len(q) - 1, *weights.shape)])  # of the first critic
+            grad_action = self._own(name, critic_pullback.input(grad_q))
+            grad_output = self._action_gradient(name, action, soft, grad_action)
             penalty = 2 * self.config.output_penalty / output.shape[-1]
-            pullback.weights(penalty * weights * output - grad_output)
-            losses.append(-(q if self.config.critics == 1 else q[0]).mul(weights).sum())
+            pullback.weights((penalty * weights * output - grad_output).unsqueeze(0))
+            values.append((q[0] * weights).sum())
         norm = self.actor_optimizer.step()
-        return {"actor_loss": sum(losses[1:], losses[0]), "actor_grad_norm": norm}
+        return {"actor_q": sum(values[1:], values[0]), "actor_grad_norm": norm}
 
     def _joint(self, seen: dict[str, tuple[Tensor, Tensor]]) -> Groups:
-        """What each group's critics see `[batch, agent, features]`, from every group's observations and actions."""
+        """What each group's critics see `[batch, agent, columns]`, from every group's observations and actions."""
         if not self.config.central:
             return {n: torch.cat([_flat(obs), action], -1) for n, (obs, action) in seen.items()}
         parts = [obs.flatten(1) for obs, _ in seen.values()] + [action.flatten(1) for _, action in seen.values()]
         everything = torch.cat(parts, -1).unsqueeze(1)
         return {n: everything.expand(-1, self.spec.groups[n].num_agents, -1) for n in seen}
 
-    def _replace_own(self, name: str, joint: Tensor, own: Tensor) -> Tensor:
-        """`joint` with agent i's action replaced by own[:, i] for agent i's critic, and for no other critic."""
+    def _with_own(self, name: str, joint: Tensor, action: Tensor) -> Tensor:
+        """`joint` with a_i replaced by action[:, i] in what agent i's critic sees, and in nothing else."""
         joint = joint.clone(memory_format=torch.contiguous_format)
-        self._own(name, joint).copy_(own)
+        self._own(name, joint).copy_(action)
         return joint
 
     def _own(self, name: str, joint: Tensor) -> Tensor:
         """Agent i's own action in what agent i's critic sees: a view `[batch, agent, size]` of `joint`."""
-        size, start = self.spec.groups[name].action.size, self.action_start[name]
         row, agent, column = joint.stride()
+        size = self.spec.groups[name].action.size
         if self.config.central:
-            agent += size * column  # the next agent's action lies further right
-        return joint.as_strided((*joint.shape[:2], size), (row, agent, column), joint.storage_offset() + start * column)
+            agent += size * column  # the next critic's own action also lies further right
+        start = joint.storage_offset() + self.action_column[name] * column
+        return joint.as_strided((*joint.shape[:2], size), (row, agent, column), start)
 
-    def _encode(self, name: str, agents: Agents) -> Tensor:
+    def _taken(self, name: str, agents: Agents) -> Tensor:
         """What the agents did, as critic input; nothing where an agent was not there to act."""
         return actions.encode(self.spec.groups[name].action, agents.action) * agents.alive.unsqueeze(-1)
 
     def _target_action(self, name: str, agents: Agents) -> Tensor:
-        action, _ = self._action(name, self.target_actors[name](_flat(agents.next_obs)), agents.next_legal)
+        """mu'(o') as critic input; nothing where an agent's return has ended."""
+        action, _ = self._action(name, self.target_actors[name](_flat(agents.next_obs))[0], agents.next_legal)
         scale = self.config.target_noise
         if scale and isinstance(self.spec.groups[name].action, Box):
             noise = torch.empty_like(action).normal_(generator=self.sampler).mul_(scale)
@@ -240,47 +234,43 @@ class DDPG:
         noise = actions.gumbel_like(output, self.sampler)
         return actions.relax(actions.mask_logits(output, legal), noise, self.config.temperature)
 
-    def _action_starts(self) -> dict[str, int]:
-        """The column of a critic's input at which the actions of each group begin."""
-        if not self.config.central:
-            return {n: g.obs_size for n, g in self.spec.groups.items()}
-        starts, column = {}, sum(g.num_agents * g.obs_size for g in self.spec.groups.values())
-        for n, g in self.spec.groups.items():
-            starts[n], column = column, column + g.num_agents * g.action.size
-        return starts
+    def _action_gradient(self, name: str, action: Tensor, soft: Tensor, grad: Tensor) -> Tensor:
+        """Chain rule through `_action`."""
+        if isinstance(self.spec.groups[name].action, Box):
+            return grad * (1 - action.square())
+        return actions.relax_gradient(soft, grad, self.config.temperature)
 
     # Saving
 
-    def _modules(self) -> dict[str, nn.ModuleDict]:
-        return {
-            "actors": self.actors,
-            "critics": self.critics,
-            "target_actors": self.target_actors,
-            "target_critics": self.target_critics,
-        }
-
     def state_dict(self) -> Tree:
         return {
-            "nets": {name: dict(module.state_dict()) for name, module in self._modules().items()},
-            "actor_optimizer": self.actor_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "nets": [dict(module.state_dict()) for module in self.modules],
+            "optimizers": [self.actor_optimizer.state_dict(), self.critic_optimizer.state_dict()],
             "sampler": self.sampler.get_state(),
             "env_steps": self.env_steps,
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: Tree) -> None:
-        for name, module in self._modules().items():
-            module.load_state_dict(state["nets"][name])
-        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        for module, saved in zip(self.modules, state["nets"], strict=True):
+            module.load_state_dict(saved)
+        for optimizer, saved in zip((self.actor_optimizer, self.critic_optimizer), state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.sampler.set_state(state["sampler"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
-
-
-BUILD = DDPG
 
 
 def _flat(obs: Tensor) -> Tensor:
     """`[batch, agent, *obs_shape] -> [batch, agent, features]`."""
     return obs.flatten(2).to(torch.float32)
+
+
+PRESETS = {
+    "iddpg": Preset(DDPG, Config(central=False), "independent DDPG: an agent's critic sees that agent only"),
+    "maddpg": Preset(DDPG, Config(), "critics see all observations and actions, actors their own"),
+    "matd3": Preset(
+        DDPG,
+        Config(critics=2, actor_every=2, target_noise=0.2, tau=0.005),
+        "MADDPG with twin critics, target smoothing and delayed actors",
+    ),
+}

@@ -161,8 +161,8 @@ class _ParallelCheck:
                     "alias",
                     Problem(
                         f"{place}: the observation array of {agent} that was returned before has changed",
-                        "The environment goes on writing to an array it returned, so a stored observation becomes its own "
-                        "successor: return a copy",
+                        "The environment goes on writing to an array it returned, so a stored observation becomes "
+                        "its own successor: return a copy",
                         harmless=True,
                     ),
                 )

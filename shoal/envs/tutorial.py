@@ -1,6 +1,6 @@
 """The tutorial's test environment, done right.
 
-Every agent has a state of `state_dim` numbers, drawn from a normal distribution at the start of an episode. Each step adds
+Every agent has a state of `state_dim` numbers, normally distributed at the start of an episode. Each step adds
 0.1 times normal noise to every number and 0.1 times the agent's first action number to all of them, and pays 1 where
 |state[0]| < 2, else -1. An agent sees its own state. Other action numbers do nothing, as in the tutorial.
 

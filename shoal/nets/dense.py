@@ -1,8 +1,8 @@
 """Multilayer perceptrons for many agents in one call: weights shared, or stacked and multiplied as a batch.
 
-A net can be called, and then gradients come from autograd; or `linearize` returns its output together with a `Pullback`,
-the chain rule written out. For networks of 64 units and batches of 64 the pullback takes less than half of autograd's
-time: the products are small, and what costs is the number of operations around them.
+A net can be called, and then gradients come from autograd; or `linearize` returns its output together with a
+`Pullback`, the chain rule written out. For networks of 64 units and batches of 64 the pullback takes half of
+autograd's time: the products are small, and what costs is the number of operations around them.
 """
 
 from __future__ import annotations
@@ -82,15 +82,14 @@ class Pullback:
 
 
 class AgentNet(nn.Module):
-    """One perceptron per agent, or one for all: `[batch, agent, in] -> [batch, agent, out]`.
+    """One perceptron per agent, or one for all: `[batch, agent, in] -> [ensemble, batch, agent, out]`.
 
     Args:
         num_agents: length of the agent axis.
         sizes: input, hidden and output widths of each perceptron.
         shared: one set of weights for all agents, told apart by a one-hot identity appended to the input;
             without, every agent has its own weights, stacked and multiplied as a batch.
-        ensemble: independent networks for each agent (two critics, say): `[ensemble, batch, agent, out]`. With 1 the
-            leading axis is left out.
+        ensemble: independent networks for each agent (two critics, say).
     """
 
     def __init__(
@@ -124,21 +123,18 @@ class AgentNet(nn.Module):
         return x.repeat(self.ensemble, 1, 1) if self.ensemble > 1 else x
 
     def _outward(self, out: Tensor, batch: int) -> Tensor:
+        agents = self.num_agents
         if self.shared:
-            out = out.unflatten(1, (batch, self.num_agents))
-            return out if self.ensemble > 1 else out[0]
-        if self.ensemble == 1:
-            return out.transpose(0, 1)
-        return out.unflatten(0, (self.ensemble, self.num_agents)).transpose(1, 2)
+            return out.view(self.ensemble, batch, agents, out.shape[-1])
+        return out.view(self.ensemble, agents, batch, out.shape[-1]).transpose(1, 2)
 
     def _inward(self, grad: Tensor) -> Tensor:
         if self.shared:
             return grad.reshape(self.ensemble, -1, grad.shape[-1])
-        return grad.transpose(0, 1) if self.ensemble == 1 else grad.transpose(1, 2).flatten(0, 1)
+        return grad.transpose(1, 2).flatten(0, 1)
 
     def _input_outward(self, grad: Tensor, batch: int) -> Tensor:
         if self.shared:
-            return grad.sum(0).unflatten(0, (batch, self.num_agents))[..., : self.size]
-        if self.ensemble > 1:
-            grad = grad.unflatten(0, (self.ensemble, self.num_agents)).sum(0)
-        return grad.transpose(0, 1)
+            return grad.sum(0).view(batch, self.num_agents, -1)[..., : self.size]
+        grad = grad.view(self.ensemble, self.num_agents, batch, -1)
+        return (grad.sum(0) if self.ensemble > 1 else grad[0]).transpose(0, 1)
