@@ -125,4 +125,6 @@ def evaluate(
                     returns[name].append(sums[name][row].numpy().astype(np.float64))
         if int(running.lengths.max()) > max_steps:
             raise ShoalError(f"an episode has not ended after {max_steps} steps; give the environment a time limit")
+    if not all(np.isfinite(rows).all() for rows in returns.values()):
+        raise ShoalError("an episode's return is NaN or infinite: look at the environment's rewards")
     return Evaluation({name: np.stack(rows) for name, rows in returns.items()}, np.array(lengths, np.float64))

@@ -52,7 +52,7 @@ def load_policy(directory: Path, which: str, env: VecEnv) -> Algorithm:
     algorithm = build(run, env)
     try:
         algorithm.load_state_dict(checkpoint.load(directory / CHECKPOINTS, which)["algorithm"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ShoalError(f"the checkpoint does not fit {run.env}: {error}") from error
     return algorithm
 

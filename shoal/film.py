@@ -103,8 +103,9 @@ def write(path: Path, pictures: Iterator[Frame], fps: int = 10) -> Path:
         raise ShoalError("there is nothing to show: no episode was played")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".gif":
-        # one palette for all frames: without, colours flicker
-        first = Image.fromarray(images[len(images) // 2]).quantize(64, dither=Image.Dither.NONE)
+        # one palette for all frames, from eight of them: with one each, colours flicker
+        sample = np.concatenate(images[:: max(len(images) // 8, 1)])
+        first = Image.fromarray(sample).quantize(64, dither=Image.Dither.NONE)
         palette = [Image.fromarray(i).quantize(64, palette=first, dither=Image.Dither.NONE) for i in images]
         palette[0].save(path, save_all=True, append_images=palette[1:], duration=1000 // fps, loop=0)
         return path

@@ -144,7 +144,7 @@ def read_evaluations(directory: Path) -> list[dict[str, Any]]:
 
 
 def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) or float(value).is_integer() else f"{value:.6g}"
+    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of particle worlds, as people know them: white ground, coloured discs with a dark rim, words at the bottom."""
+"""Pictures of particle worlds, as people know them: white ground, coloured discs with a dark rim, words below."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """numpy's default random generator, one stream an environment, inside compiled code.
 
-With the same seed an episode starts exactly as in the Python package, and an environment's stream does not depend on how
-many others step beside it. PCG64 XSL-RR (O'Neill 2014); bounded integers by Lemire's method (arXiv 1805.10941) with the
-buffered 32-bit halves numpy uses. A stream is a row of six uint64: state (high, low), increment (high, low), whether a
-half is buffered, that half.
+With the same seed an episode starts exactly as in the Python package, and an environment's stream does not depend on
+how many others step beside it. PCG64 XSL-RR (O'Neill 2014); bounded integers by Lemire's method (arXiv 1805.10941) with
+the buffered 32-bit halves numpy uses. A stream is a row of six uint64: state (high, low), increment (high, low),
+whether a half is buffered, that half.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from shoal.envs.mpe.world import (
     Agent,
     Landmark,
     Layout,
+    check_neighbors,
     distance,
     scatter,
     touching,
@@ -46,6 +47,9 @@ class Params(NamedTuple):
 def layout(p: Params) -> Layout:
     if p.N < 1 or not 0 <= p.local_ratio <= 1:
         raise ShoalError(f"simple_spread needs N >= 1 and local_ratio in 0..1, not {p.N} and {p.local_ratio}")
+    if p.curriculum_stage not in (0, 1):
+        raise ShoalError(f"simple_spread's curriculum_stage is 0 or 1, not {p.curriculum_stage}")
+    check_neighbors(p)
     seen = 2 * (p.num_landmark_neighbors or p.N) + 4 * (p.num_agent_neighbors or p.N - 1)
     agents = [Agent(f"agent_{i}", obs_size=4 + seen, size=0.15) for i in range(p.N)]
     return Layout(agents, [Landmark() for _ in range(p.N)], dim_c=2)

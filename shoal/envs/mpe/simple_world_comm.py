@@ -68,9 +68,7 @@ def layout(p: Params) -> Layout:
         color=(0.65, 0.15, 0.15),
     )
     adversaries = [
-        Agent(
-            f"adversary_{i}", obs_size=seen + WORDS, size=0.075, accel=3.0, max_speed=1.0, color=(0.95, 0.45, 0.45)
-        )
+        Agent(f"adversary_{i}", obs_size=seen + WORDS, size=0.075, accel=3.0, max_speed=1.0, color=(0.95, 0.45, 0.45))
         for i in range(p.num_adversaries - 1)
     ]
     good = [

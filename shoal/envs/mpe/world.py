@@ -11,7 +11,8 @@ A scenario is a module (see `simple_spread`) with
     colors(p, w)            optional, not compiled: colours that depend on the episode, `{entity: (r, g, b)}`
 
 The functions on `w` are decorated with `compiled`, which neither counts references nor lets a function allocate arrays:
-that is ten times faster here, since helpers of a few operations are called with a dozen arrays. The order of a step is that of the package `mpe2`: forces from the old positions, then positions, then velocities.
+that is ten times faster here, since helpers of a few operations are called with a dozen arrays. The order of a step is
+that of the package `mpe2`: forces from the old positions, then positions, then velocities.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -124,7 +126,10 @@ class Buffers(NamedTuple):
 # The scenario's functions are chosen by the type of its Params: compiled once a scenario, and cached on disk, which
 # closures over compiled functions would not be.
 SCENARIOS: dict[type, ModuleType] = {}
-OPTIONS = {"jit_options": {"_nrt": False, "forceinline": True, "error_model": "numpy"}}
+OPTIONS: dict[str, Any] = {
+    "jit_options": {"_nrt": False, "forceinline": True, "error_model": "numpy"},
+    "strict": False,  # a scenario may annotate its functions
+}
 
 
 def reset(p: Any, w: World) -> None: ...
@@ -231,6 +236,29 @@ def write_neighbors(w, i, first, last, count, out, k):  # type: ignore[no-untype
     return k + 2 * count
 
 
+@compiled
+def edge_cost(pos, i):  # type: ignore[no-untyped-def]
+    """What agent i pays for fleeing: on each axis, nothing to 0.9, rising to 1 at 1.0, then exponentially, to 10."""
+    cost = 0.0
+    for d in range(2):
+        x = abs(pos[i, d])
+        if x >= 1.0:
+            cost += min(np.exp(2.0 * x - 2.0), 10.0)
+        elif x >= 0.9:
+            cost += (x - 0.9) * 10.0
+    return cost
+
+
+def check_neighbors(p: Any) -> None:
+    """Raise if the numbers of neighbours seen make no sense."""
+    agents, landmarks = p.num_agent_neighbors, p.num_landmark_neighbors
+    if agents < 0 or landmarks < 0:
+        raise ShoalError(
+            "num_agent_neighbors and num_landmark_neighbors must be at least 1, or 0 to see all, "
+            f"not {agents} and {landmarks}"
+        )
+
+
 # The step
 
 
@@ -331,23 +359,20 @@ def _one(w, e):  # type: ignore[no-untyped-def]
 
 
 @cache
-def _kernels(version: str) -> tuple[Callable[..., None], Callable[..., None]]:
+def _kernels(scenario: str, version: str) -> tuple[Callable[..., None], Callable[..., None]]:
     """`reset_range` and `step_range` over environments lo..hi-1.
 
     numba's cache looks at the file of these functions alone; `version`, a hash of every file they are built from, makes
-    a changed scenario compile again.
+    a changed scenario compile again. Each scenario has its own files in the cache: numba loads such a file with the
+    types in it, and those of somebody's own module are not to be had wherever another scenario is used.
     """
 
-    options = {"nogil": True, "cache": True, "_nrt": False, "error_model": "numpy"}
-
-    @njit(**options)
     def reset_range(lo, hi, p, worlds, buffers):  # type: ignore[no-untyped-def]
         version  # noqa: B018
         for e in range(lo, hi):
             buffers.steps[e] = 0
             _restart(p, _one(worlds, e), buffers.obs[e])
 
-    @njit(**options)
     def step_range(lo, hi, p, worlds, buffers, max_cycles, discrete, box, continuous):  # type: ignore[no-untyped-def]
         version  # noqa: B018
         for e in range(lo, hi):
@@ -368,7 +393,10 @@ def _kernels(version: str) -> tuple[Callable[..., None], Callable[..., None]]:
                 for k in range(buffers.obs.shape[1]):
                     buffers.obs[e, k] = buffers.next_obs[e, k]
 
-    return reset_range, step_range
+    for kernel in (reset_range, step_range):
+        kernel.__qualname__ += f".{scenario}"
+    compile_ = njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+    return compile_(reset_range), compile_(step_range)
 
 
 def _version(scenario: ModuleType) -> str:
@@ -388,8 +416,8 @@ class ParticleEnv:
         scenario: a module with the functions this module's docstring lists.
         num_envs: environments that step together.
         max_cycles: steps in an episode; reaching it is a truncation.
-        continuous_actions: numbers in [-1, 1] instead of choices: for an agent that moves five (stay, left, right, down,
-            up; a push of (right - left, up - down) / 2), then one for each word it can say.
+        continuous_actions: numbers in [-1, 1] instead of choices: for an agent that moves five (stay, left, right,
+            down, up; a push of (right - left, up - down) / 2), then one for each word it can say.
         threads: 0 chooses by the number of environments.
         arguments: the scenario's own.
 
@@ -409,13 +437,16 @@ class ParticleEnv:
     ) -> None:
         if num_envs < 1 or max_cycles < 1:
             raise ShoalError(f"num_envs and max_cycles must be at least 1, not {num_envs} and {max_cycles}")
+        if unknown := [key for key in arguments if key not in scenario.Params._fields]:
+            known = ", ".join(scenario.Params._fields) or "none"
+            raise ShoalError(f"{scenario.__name__} takes no {', '.join(unknown)}; its own arguments: {known}")
         SCENARIOS[scenario.Params] = scenario
         self.scenario, self.num_envs, self.continuous = scenario, num_envs, continuous_actions
         self.params = scenario.Params(**{key: 0 if value is None else value for key, value in arguments.items()})
         self.layout: Layout = scenario.layout(self.params)
         self.max_cycles = max_cycles
         self.world = _world(self.layout, num_envs)
-        self.reset_kernel, self.step_kernel = _kernels(_version(scenario))
+        self.reset_kernel, self.step_kernel = _kernels(scenario.__name__, _version(scenario))
         self.threads = threads or max(1, min(os.cpu_count() or 1, num_envs // THREAD_ENVS))
         self.pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
         groups = _groups(self.layout, continuous_actions)
@@ -485,7 +516,7 @@ class ParticleEnv:
             return
         edges = np.linspace(0, self.num_envs, self.threads + 1).astype(int).tolist()
         work = (self.params, self.world, self.buffers, *arguments)
-        others = [self.pool.submit(kernel, lo, hi, *work) for lo, hi in zip(edges[1:-1], edges[2:], strict=True)]
+        others = [self.pool.submit(kernel, lo, hi, *work) for lo, hi in pairwise(edges[1:])]
         kernel(edges[0], edges[1], *work)
         for other in others:
             other.result()

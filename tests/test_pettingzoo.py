@@ -1,0 +1,271 @@
+"""The PettingZoo adapter on an environment with unlike agents, some of which leave early; and `check_env`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import shoal
+from shoal.envs import pettingzoo as suite
+from shoal.envs.check import problems
+from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.types import Box, Discrete, Groups, ShoalError
+
+
+def act(env: ParallelEnvs, runner: float = 0.0, caller: int = 0) -> Groups:
+    callers = env.spec.groups["caller"].num_agents
+    return {
+        "runner": torch.full((env.num_envs, 2, 2), runner),
+        "caller": torch.full((env.num_envs, callers), caller),
+    }
+
+
+def test_groups_and_spaces(relay: Any) -> None:
+    env = ParallelEnvs(lambda: relay(callers=2), 3)
+    runner, caller = env.spec.groups["runner"], env.spec.groups["caller"]
+    assert (runner.agents, runner.obs_shape, runner.action) == (("runner_0", "runner_1"), (3,), Box(2))
+    assert (caller.agents, caller.obs_shape, caller.action) == (("caller_0", "caller_1"), (2,), Discrete(3))
+    assert env.spec.state_size == 2
+    view = env.reset(0)
+    assert view.obs["runner"].dtype == torch.float32
+    assert view.state.shape == (3, 2)
+
+
+def test_actions_are_rescaled_and_offset(relay: Any) -> None:
+    env = ParallelEnvs(relay, 1)
+    env.reset(0)
+    env.step(act(env, runner=0.5, caller=2))
+    given = env.envs[0].last_actions
+    assert np.allclose(given["runner_0"], [0.75, 2.5])  # [-1, 1] to [0, 1] and [-2, 4]
+    assert given["caller_0"] == 3  # Discrete(3, start=1)
+
+
+def test_rewards_and_successors(relay: Any) -> None:
+    env = ParallelEnvs(relay, 2)
+    number = env.reset(0).obs["caller"][:, 0, 0].clone()
+    step = env.step(act(env, runner=1.0, caller=0))
+    assert step.reward["runner"].tolist() == [[1.0, 1.0]] * 2
+    assert step.reward["caller"][:, 0].tolist() == (number == 1).float().tolist()
+    assert (step.successor.obs["runner"][..., 1] == 1).all()
+    assert step.successor.state[:, 0].tolist() == [1, 1]
+
+
+def test_agents_that_leave(relay: Any) -> None:
+    env = ParallelEnvs(relay, 1)
+    env.reset(0)
+    steps = []
+    for _ in range(8):
+        step = env.step(act(env))
+        copied = {k: getattr(step, k)["runner"].clone() for k in ("terminated", "alive", "reward")}
+        copied |= {"ended": step.ended.clone(), "caller_terminated": step.terminated["caller"].clone()}
+        copied |= {"next": step.successor.obs["runner"].clone(), "view": step.view.obs["runner"].clone()}
+        copied |= {"caller_alive": step.alive["caller"].clone()}
+        steps.append(copied)
+    assert [bool(s["alive"].all()) for s in steps] == [True] * 4 + [False] * 3 + [True]
+    assert [bool(s["terminated"].all()) for s in steps] == [False] * 3 + [True] * 4 + [False]
+    assert [bool(s["ended"]) for s in steps] == [False] * 6 + [True, False]
+    assert all(s["caller_alive"].all() for s in steps)
+    assert not any(s["caller_terminated"].any() for s in steps)  # cut off, not terminated
+    assert (steps[3]["next"][..., 1] == 4).all()  # the step of leaving still has its observation
+    assert (steps[3]["view"] == 0).all()
+    assert (steps[4]["reward"] == 0).all()
+
+
+def test_seeds_derive_from_environment_and_episode(relay: Any) -> None:
+    env = ParallelEnvs(relay, 6)
+    one, two = env.reset(3).obs["caller"].clone(), env.reset(3).obs["caller"].clone()
+    assert torch.equal(one, two)
+    numbers = [env.reset(seed).obs["caller"][0, 0, 0].item() for seed in range(20)]
+    assert len(set(numbers)) == 3
+    alone = ParallelEnvs(relay, 1)
+    assert torch.equal(alone.reset(3).obs["caller"][0], one[0])
+
+
+def test_state_brings_an_environment_back_into_its_episode(relay: Any) -> None:
+    one, two = ParallelEnvs(relay, 2), ParallelEnvs(relay, 2)
+    one.reset(0)
+    for _ in range(9):
+        one.step(act(one, caller=1))
+    two.load_state_dict(one.state_dict())
+    for _ in range(6):
+        a, b = one.step(act(one, caller=2)), two.step(act(two, caller=2))
+        assert torch.equal(a.reward["caller"], b.reward["caller"])
+        assert torch.equal(a.view.obs["runner"], b.view.obs["runner"])
+        assert torch.equal(a.ended, b.ended)
+
+
+def test_an_environment_that_does_not_repeat_itself_is_told_of(relay: Any) -> None:
+    class Restless(relay):  # type: ignore[misc]
+        def _observations(self) -> dict[str, Any]:
+            return {a: o + np.random.default_rng().normal(size=o.shape) for a, o in super()._observations().items()}
+
+    one, two = ParallelEnvs(Restless, 1), ParallelEnvs(Restless, 1)
+    one.reset(0)
+    with pytest.warns(UserWarning, match="does not repeat an episode"):
+        two.load_state_dict(one.state_dict())
+
+
+def broken(relay: Any, what: str) -> Any:
+    """A relay with one fault."""
+
+    class Broken(relay):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.shared = {a: np.zeros(relay.observation_space(self, a).shape) for a in self.possible_agents}
+
+        def observation_space(self, agent: str) -> Any:
+            if what == "space" and agent == "caller_0":
+                return spaces.Text(5)
+            return super().observation_space(agent)
+
+        def action_space(self, agent: str) -> Any:
+            if what == "unbounded" and agent == "runner_1":
+                return spaces.Box(-np.inf, np.inf, (2,))
+            return super().action_space(agent)
+
+        def _observations(self) -> dict[str, Any]:
+            shown = super()._observations()
+            if what == "alias":
+                for agent in shown:
+                    self.shared[agent][:] = shown[agent]
+                    shown[agent] = self.shared[agent]
+            if what == "shape" and self.time == 2:
+                shown["caller_0"] = np.zeros(5)
+            if what == "nan" and self.time == 3:
+                shown["runner_1"][1] = np.nan
+            if what == "bounds" and self.time == 1:
+                shown["runner_0"][2] = 11
+            if what == "unseeded":
+                shown["caller_0"][1] = np.random.default_rng().random()
+            return shown
+
+        def step(self, actions: dict[str, Any]) -> Any:
+            result = super().step(actions)
+            if what == "reward" and "runner_0" in result[1]:
+                result[1]["runner_0"] = float("inf")
+            if what == "missing":
+                del result[1]["caller_0"]
+            if what == "old":
+                return result[:4]
+            if what == "stays":
+                self.agents = list(self.possible_agents)
+            return result
+
+    return Broken
+
+
+FAULTS = {
+    "alias": "array of .* returned before has changed",
+    "shape": r"step 2: the observation of caller_0 has shape \(5,\), its space says \(2,\)",
+    "nan": "step 3: the observation of runner_1 holds NaN",
+    "bounds": "step 1: the observation of runner_0 is outside its space",
+    "unseeded": "two different observations",
+    "reward": "the reward of runner_0 is inf",
+    "missing": "no reward of caller_0",
+    "old": "must return .observations, rewards, terminations, truncations, infos",
+    "stays": "still in `agents`",
+    "space": "observation space of caller_0",
+    "unbounded": "action space of runner_1 has no bounds",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_env_names_the_fault_and_the_place(relay: Any, fault: str) -> None:
+    with pytest.raises(ShoalError, match=FAULTS[fault]):
+        shoal.check_env(broken(relay, fault)())
+
+
+def test_check_env_accepts_what_is_right(relay: Any) -> None:
+    shoal.check_env(relay())
+    shoal.check_env(relay(callers=3))
+    shoal.check_env(ParallelEnvs(relay, 2))
+    shoal.check_env(shoal.make("tutorial/drift", 2, max_steps=7))
+    shoal.check_env(shoal.make("mpe/simple_spread", 3))
+
+
+def test_check_env_finds_a_reset_observation_passed_off_as_a_successor() -> None:
+    env = shoal.make("tutorial/drift", 2, max_steps=5)
+    original = env.step
+
+    def step(actions: Groups) -> shoal.Step:
+        result = original(actions)
+        result.successor = result.view
+        return result
+
+    env.step = step  # type: ignore[method-assign]
+    assert "successor is the next episode's first observation" in str(problems(env)[0])
+
+
+@pytest.mark.parametrize("fault", ["shape", "nan", "reward", "missing"])
+def test_the_adapter_refuses_what_would_poison_learning(relay: Any, fault: str) -> None:
+    env = ParallelEnvs(broken(relay, fault), 1, "relay")
+    env.reset(0)
+    with pytest.raises(ShoalError, match="relay, environment 0, step"):
+        for _ in range(6):
+            env.step(act(env))
+
+
+class Masked:
+    """One agent that must take the action its mask shows."""
+
+    possible_agents = ("player_0",)
+
+    def observation_space(self, agent: str) -> Any:
+        return spaces.Dict({"observation": spaces.MultiDiscrete([3, 2]), "action_mask": spaces.MultiBinary(4)})
+
+    def action_space(self, agent: str) -> Any:
+        return spaces.Discrete(4)
+
+    def _shown(self) -> dict[str, Any]:
+        mask = np.zeros(4, np.int8)
+        mask[self.time % 4] = 1
+        return {"player_0": {"observation": np.array([self.time % 3, 1]), "action_mask": mask}}
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.time, self.agents = 0, ["player_0"]
+        return self._shown(), {}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        assert actions["player_0"] == self.time % 4
+        self.time += 1
+        end = {"player_0": self.time == 9}
+        if end["player_0"]:
+            self.agents = []
+        return self._shown(), {"player_0": 1.0}, end, {"player_0": False}, {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_action_masks_and_flattened_observations() -> None:
+    env = ParallelEnvs(Masked, 2)
+    assert env.spec.groups["player"].masked
+    assert env.spec.groups["player"].obs_shape == (5,)  # one-hot of 3 and of 2
+    view = env.reset(0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        actions = {"player": shoal.actions.random(Discrete(4), view.legal["player"], generator)}
+        view = env.step(actions).view  # the environment asserts that they are legal
+    shoal.check_env(Masked())
+
+
+def test_pettingzoos_own_environments() -> None:
+    env = suite.make("butterfly/knights_archers_zombies", 1)
+    assert set(env.spec.groups) == {"archer", "knight"}
+    assert env.spec.groups["archer"].num_agents == 2
+    env.reset(0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        step = env.step(suite.random_actions(env, generator))
+    assert step.alive["knight"].all()
+    env.close()
+
+
+def test_a_module_with_parallel_env() -> None:
+    env = suite.make("mpe2.simple_speaker_listener_v4", 2, max_cycles=5)
+    assert {n: g.action for n, g in env.spec.groups.items()} == {"speaker": Discrete(3), "listener": Discrete(5)}
+    assert env.spec.state_size == 14

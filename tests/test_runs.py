@@ -1,0 +1,394 @@
+"""Runs in a directory: resume to the bit, safety, logs, the command line, films."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import shoal
+from shoal import checkpoint, cli, experiment, log, tree
+from shoal.train import Diverged, Progress, train
+from shoal.types import ShoalError
+
+FACTORY = f"{Path(__file__).parent / 'conftest.py'}:Relay"
+SMALL = ["--warmup", "100", "--batch-size", "16", "--net.hidden", "8", "8", "--eval-episodes", "4"]
+
+
+def shoal_train(*arguments: str) -> int:
+    return cli.main(["train", *arguments, "--no-tensorboard"])
+
+
+def weights(directory: Path) -> list[torch.Tensor]:
+    return list(tree.leaves(checkpoint.load(directory / "checkpoint")["algorithm"]))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "options"),
+    [
+        ("maddpg", "tutorial/drift", ["--env.max-steps", "30"]),
+        ("matd3", "mpe/simple_spread", ["--num-envs", "4", "--update-every", "8", "--buffer-size", "300"]),
+        ("iddpg", FACTORY, ["--num-envs", "2", "--env.callers", "2"]),
+    ],
+)
+def test_train_stop_resume_is_train_through(tmp_path: Path, algorithm: str, env: str, options: list[str]) -> None:
+    """Bit for bit: weights, optimisers, generators; also where the stop falls inside an episode."""
+    intervals = ["--eval-every", "200", "--log-every", "100"]
+    through, parts = tmp_path / "through", tmp_path / "parts"
+    assert shoal_train(algorithm, env, *SMALL, *options, *intervals, "--total-steps", "800", "--out", str(through)) == 0
+    assert shoal_train(algorithm, env, *SMALL, *options, *intervals, "--total-steps", "404", "--out", str(parts)) == 0
+    assert cli.main(["train", "--resume", str(parts), "--total-steps", "800"]) == 0
+    one, two = weights(through), weights(parts)
+    assert len(one) == len(two) > 20
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    rows = log.read_metrics(parts)
+    assert [r["env_steps"] for r in rows] == sorted(r["env_steps"] for r in rows)
+    assert json.loads((parts / "config.json").read_text())["settings"]["total_steps"] == 800
+    evaluations = [e["env_steps"] for e in log.read_evaluations(parts)]
+    stopped = 408 if algorithm == "matd3" else 404  # rollouts of eight steps
+    assert evaluations == [200, 400, stopped, 600, 800]
+
+
+def test_seeds_fix_a_run(tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        shoal_train(
+            "maddpg", "tutorial/drift", *SMALL, "--total-steps", "300", "--seed", seed, "--out", str(tmp_path / name)
+        )
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(a, c, strict=True))
+
+
+def test_resume_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    arguments = ["maddpg", "tutorial/drift", *SMALL, "--eval-every", "200", "--log-every", "50"]
+    shoal_train(*arguments, "--total-steps", "400", "--out", str(directory))
+    with (directory / "metrics.csv").open("a") as file:
+        file.write("450,1.0\n500,1.")  # a crashed process got further than its last checkpoint
+    cli.main(["train", "--resume", str(directory), "--total-steps", "600"])
+    steps = [row["env_steps"] for row in log.read_metrics(directory)]
+    assert steps.count(450) == 1
+    assert max(steps) == 600
+
+
+def test_ctrl_c_saves_and_a_resume_goes_on(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    command = [sys.executable, "-m", "shoal", "train", "maddpg", "tutorial/drift", *SMALL, "--total-steps", "1000000"]
+    process = subprocess.Popen(
+        [*command, "--out", str(directory), "--log-every", "50", "--no-tensorboard"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline and len(log.read_metrics(directory)) < 4:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"shoal train --resume {directory}" in output
+    stopped = checkpoint.load(directory / "checkpoint")["env_steps"]
+    assert stopped > 100
+    assert cli.main(["train", "--resume", str(directory), "--total-steps", str(stopped + 50)]) == 0
+
+
+def test_a_nan_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path, capsys: Any) -> None:
+    directory = tmp_path / "run"
+    arguments = ["maddpg", f"{Path(__file__)}:exploding", *SMALL, "--eval-every", "150", "--log-every", "50"]
+    assert shoal_train(*arguments, "--total-steps", "2000", "--out", str(directory), "--max-grad-norm", "0") == 2
+    assert "critic_loss became" in capsys.readouterr().err
+    saved = checkpoint.load(directory / "checkpoint")
+    assert saved["env_steps"] <= 600
+    assert all(torch.isfinite(x).all() for x in tree.leaves(saved["algorithm"]))
+
+
+def exploding(num_envs: int = 1) -> Any:
+    """Rewards become huge after 600 steps."""
+    env = shoal.make("tutorial/drift", num_envs)
+    original, count = env.step, [0]
+
+    def step(actions: Any) -> shoal.Step:
+        result = original(actions)
+        count[0] += 1
+        if count[0] > 600 and num_envs == 1:  # not in evaluations
+            result.reward["agent"] *= 1e38
+        return result
+
+    env.step = step  # type: ignore[method-assign]
+    return env
+
+
+def test_the_generator_can_be_left_and_diverges_loudly() -> None:
+    env = exploding()
+    algorithm = shoal.build("maddpg", env.spec, warmup=64, max_grad_norm=0.0)
+    seen: list[Progress] = []
+    with pytest.raises(Diverged, match="became"):
+        for progress in train(algorithm, env, 2000):
+            seen.append(progress)
+            if progress.every(100):
+                progress.drain()
+    assert seen[-1].env_steps > 600
+    for progress in shoal.train(shoal.build("iddpg", env.spec), shoal.make("tutorial/drift"), 500):
+        if progress.env_steps == 10:
+            break
+    assert progress.every(5)
+    assert not progress.every(7)
+
+
+# Checkpoints
+
+
+def some_tree() -> dict[str, Any]:
+    return {"a": torch.arange(3), "b": [{"c": torch.ones(2, 2), 5: "x"}, None, True, 0.5], "empty": torch.zeros(2, 0)}
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, some_tree(), 10)
+    loaded = checkpoint.load(tmp_path)
+    assert torch.equal(loaded["a"], torch.arange(3))
+    assert loaded["b"][0][5] == "x"
+    assert loaded["b"][1:] == [None, True, 0.5]
+    assert loaded["empty"].shape == (2, 0)
+    checkpoint.save(tmp_path, some_tree(), 20)
+    checkpoint.save(tmp_path, some_tree(), 20)
+    assert len(list(tmp_path.glob("last_*"))) == 1
+    assert not list(tmp_path.glob("*pickle*"))
+
+
+def test_a_save_that_dies_leaves_the_last_one(tmp_path: Path, monkeypatch: Any) -> None:
+    checkpoint.save(tmp_path, {"step": 1}, 1)
+    for fatal in ("rename", "replace"):
+
+        def die(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, fatal, die)
+            patch.setattr(Path, fatal, die)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(tmp_path, {"step": 2}, 2)
+        assert checkpoint.load(tmp_path)["step"] == 1
+    checkpoint.save(tmp_path, {"step": 3}, 3)
+    assert checkpoint.load(tmp_path)["step"] == 3
+
+
+def test_damaged_foreign_and_newer_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(ShoalError, match="no checkpoint"):
+        checkpoint.load(tmp_path)
+    path = checkpoint.save(tmp_path, some_tree(), 1)
+    state, tensors = (path / "state.json").read_text(), (path / "tensors.safetensors").read_bytes()
+    (path / "tensors.safetensors").write_bytes(tensors[:-3])
+    with pytest.raises(ShoalError, match="damaged"):
+        checkpoint.load(tmp_path)
+    (path / "tensors.safetensors").write_bytes(tensors[:-1] + bytes([tensors[-1] ^ 1]))
+    with pytest.raises(ShoalError, match="checksum"):
+        checkpoint.load(tmp_path)
+    (path / "tensors.safetensors").unlink()
+    with pytest.raises(ShoalError, match="damaged"):
+        checkpoint.load(tmp_path)
+    (path / "tensors.safetensors").write_bytes(tensors)
+    (path / "state.json").write_text(state[: len(state) // 2])
+    with pytest.raises(ShoalError, match="damaged"):
+        checkpoint.load(tmp_path)
+    (path / "state.json").write_text('{"weights": []}')
+    with pytest.raises(ShoalError, match="not a checkpoint of shoal"):
+        checkpoint.load(tmp_path)
+    (path / "state.json").write_text(json.dumps({**json.loads(state), "format": 99}))
+    with pytest.raises(ShoalError, match="update shoal"):
+        checkpoint.load(tmp_path)
+
+
+# Logs
+
+
+def test_new_columns_widen_the_table(tmp_path: Path) -> None:
+    writer = log.Log(tmp_path)
+    writer.write(10, 1.0, {"a": 1.5})
+    writer.write(20, 2.0, {"b": 2.5, "a": 3.0})
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["env_steps,seconds,a,b", "10,1,1.5,", "20,2,3,2.5"]
+    assert log.read_metrics(tmp_path)[0] == {"env_steps": 10.0, "seconds": 1.0, "a": 1.5}
+
+
+def test_tensorboard_and_wandb_offline(tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("wandb")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    writer = log.Log(tmp_path, tensorboard=True, wandb="shoal-test", config={"lr": 0.1})
+    writer.write(10, 1.0, {"loss": 1.5})
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("loss")[0].value == 1.5
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+# The command line
+
+
+def run_directory(tmp_path: Path, env: str = "tutorial/drift", *options: str) -> Path:
+    directory = tmp_path / "run"
+    assert shoal_train("maddpg", env, *SMALL, *options, "--total-steps", "300", "--out", str(directory)) == 0
+    return directory
+
+
+def test_eval_prints_one_json_object(tmp_path: Path, capsys: Any) -> None:
+    directory = run_directory(tmp_path, "tutorial/drift", "--env.n-agents", "3")
+    capsys.readouterr()
+    assert cli.main(["eval", str(directory), "--episodes", "5", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["episodes"] == 5
+    assert result["length"]["mean"] == 200
+    assert result["team_return"]["mean"] == pytest.approx(3 * result["group_return"]["agent"]["mean"])
+    low, high = result["team_return"]["ci95"]
+    assert low <= result["team_return"]["mean"] <= high
+    assert cli.main(["eval", str(directory), "--episodes", "5", "--checkpoint", "last"]) == 0
+    assert "sum over all agents" in capsys.readouterr().out
+
+
+def test_a_run_directory_is_complete(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    names = {path.name for path in directory.iterdir()}
+    assert {"config.json", "metrics.csv", "evaluations.jsonl", "checkpoint", "curves.png"} <= names
+    assert (directory / "metrics.csv").read_text().startswith("env_steps,seconds,")
+    with Image.open(directory / "curves.png") as picture:
+        assert picture.size[0] > 800
+
+
+def test_watch_writes_films(tmp_path: Path, capsys: Any) -> None:
+    directory = run_directory(tmp_path, "mpe/simple_spread")
+    for name in ("film.gif", "film.mp4"):
+        assert cli.main(["watch", str(directory), "--out", str(tmp_path / name), "--episodes", "2"]) == 0
+        assert (tmp_path / name).stat().st_size > 2000
+    pictures, seconds = frames(tmp_path / "film.gif")
+    assert seconds == pytest.approx(5.0)  # 50 frames; equal ones are stored once
+    assert len({picture.tobytes() for picture in pictures}) > 20
+
+
+def frames(path: Path) -> tuple[list[np.ndarray], float]:
+    """Pictures of a GIF, and how long it lasts."""
+    pictures, milliseconds = [], 0
+    with Image.open(path) as film:
+        for index in range(film.n_frames):
+            film.seek(index)
+            pictures.append(np.asarray(film.convert("RGB")))
+            milliseconds += film.info["duration"]
+    return pictures, milliseconds / 1000
+
+
+@pytest.mark.parametrize("factory", ["Relay", "Blind"])
+def test_a_film_of_an_environment_with_and_without_pictures(tmp_path: Path, factory: str) -> None:
+    env = FACTORY if factory == "Relay" else f"{Path(__file__)}:Blind"
+    directory = run_directory(tmp_path, env)
+    assert cli.main(["watch", str(directory), "--out", str(tmp_path / "film.gif"), "--episodes", "1"]) == 0
+    pictures, seconds = frames(tmp_path / "film.gif")
+    assert seconds == pytest.approx(0.7)
+    assert len({picture.tobytes() for picture in pictures}) == 7
+    assert pictures[0].shape == ((40, 60, 3) if factory == "Relay" else (110, 480, 3))
+
+
+def Blind() -> Any:
+    """A relay that cannot draw."""
+    from conftest import Relay
+
+    return Relay(render_mode=None)
+
+
+WRONG = [
+    (["train", "madpg", "tutorial/drift"], "did you mean 'maddpg'"),
+    (["train", "maddpg", "tutorial/drif"], "did you mean 'tutorial/drift'"),
+    (["train", "maddpg", "mpe/spread"], "did you mean 'mpe/simple_spread'"),
+    (["train", "maddpg", "nowhere/drift"], "did you mean 'tutorial/drift'"),
+    (["train", "maddpg", "missing.py:make"], "no file 'missing.py'"),
+    (["train", "maddpg", "no_such_module:make"], "cannot import 'no_such_module'"),
+    (["train", "maddpg", f"{Path(__file__)}:explodin"], "did you mean 'exploding'"),
+    (["train", "maddpg", "tutorial/drift", "--num-envs", "0"], "num_envs must be at least 1"),
+    (["train", "maddpg", "tutorial/drift", "--env.reward-mode", "team"], "reward"),
+    (["trian"], "did you mean 'train'"),
+    (["eval", "/nowhere"], "not the directory of a run"),
+    (["train", "--resume", "/nowhere"], "not the directory of a run"),
+    (["watch", "/nowhere", "--out", "film.avi"], ".gif or .mp4"),
+    (["list", "--all"], "takes no options"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(w[0])[:60] for w in WRONG])
+def test_mistakes_are_named_with_what_would_be_right(arguments: list[str], message: str, capsys: Any) -> None:
+    try:
+        assert cli.main(arguments) == 2
+    except SystemExit as error:  # tyro's own
+        assert error.code == 2
+    captured = capsys.readouterr()
+    assert message in " ".join((captured.err + captured.out).split())
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(("option", "near"), [("--gama", "--gamma"), ("--env.nagents", "--env.n-agents")])
+def test_unknown_options_name_the_nearest(option: str, near: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "maddpg", "tutorial/drift", option, "3"])
+    assert near in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path, capsys: Any) -> None:
+    directory = run_directory(tmp_path)
+    assert shoal_train("maddpg", "tutorial/drift", "--out", str(directory)) == 2
+    assert f"--resume {directory}" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", str(directory)]) == 2
+    assert "already trained 300 steps" in capsys.readouterr().err
+
+
+def test_help_and_list(capsys: Any) -> None:
+    assert cli.main([]) == 0
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "maddpg" in out
+    assert "mpe/simple_spread" in out
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "maddpg", "tutorial/drift", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--net.hidden" in shown
+    assert "--env.reward-mode" in shown
+    assert "Environment steps" in shown
+
+
+def test_library_errors_name_the_nearest_setting() -> None:
+    env = shoal.make("tutorial/drift")
+    with pytest.raises(ShoalError, match="did you mean 'gamma'"):
+        shoal.build("maddpg", env.spec, gama=0.9)
+    with pytest.raises(ShoalError, match="did you mean 'n_agents'"):
+        shoal.make("tutorial/drift", nagents=3)
+
+
+def test_a_broken_environment_is_refused_before_training(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import sys\nsys.path.insert(0, %r)\nfrom conftest import Relay\nimport numpy as np\n"
+        "class Bad(Relay):\n"
+        "    def _observations(self):\n"
+        "        return {a: np.full(o.shape, np.nan) for a, o in super()._observations().items()}\n"
+        % str(Path(__file__).parent)
+    )
+    out = tmp_path / "run"
+    assert shoal_train("maddpg", f"{tmp_path}/mine.py:Bad", "--out", str(out)) == 2
+    assert "holds NaN" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_run_opens_from_another_directory(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    directory = tmp_path / "run"
+    assert shoal_train("maddpg", "conftest.py:Relay", *SMALL, "--total-steps", "200", "--out", str(directory)) == 0
+    monkeypatch.chdir(tmp_path)
+    assert experiment.open_run(directory).env.endswith("conftest.py:Relay")
+    assert cli.main(["eval", str(directory), "--episodes", "2"]) == 0
