@@ -1,4 +1,4 @@
-"""The command line: shoal train | eval | watch | list."""
+"""The command line: shoal train | eval | watch | crossplay | list."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ USAGE = """shoal: many agents learning together
   shoal train --resume DIR                continue exactly where a run stopped
   shoal eval DIR                          greedy episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
+  shoal crossplay DIR...                  every run's one side against every run's other side
   shoal list                              algorithms and environments
 
 ENV is suite/name, file.py:factory or package.module:factory. Example:
@@ -33,7 +34,7 @@ ENV is suite/name, file.py:factory or package.module:factory. Example:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the exit status. Errors a user can mend are one line on stderr, status 2."""
     arguments = sys.argv[1:] if argv is None else argv
-    commands = {"train": _train, "eval": _eval, "watch": _watch, "list": _list}
+    commands = {"train": _train, "eval": _eval, "watch": _watch, "crossplay": _crossplay, "list": _list}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -171,7 +172,7 @@ def _report(finished: bool, directory: Path) -> int:
     return 130
 
 
-# eval, watch, list
+# eval, watch, crossplay, list
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ class Eval:
     """Of the episodes' starts."""
     checkpoint: Literal["best", "last"] = "best"
     """The best evaluation's policy, or the newest."""
+    opponents: tuple[str, ...] = ()
+    """GROUP=POLICY: another run's directory or a script plays that group instead."""
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -195,8 +198,8 @@ def _eval(arguments: list[str]) -> int:
 
     options = tyro.cli(Eval, args=arguments, prog="shoal eval")
     run = experiment.open_run(options.directory)
-    env = experiment.evaluation_env(registry.Environment(run.env, **run.env_args), options.episodes)
-    policy = experiment.load_policy(options.directory, options.checkpoint, env)
+    env = experiment.evaluation_env(experiment.environment_of(run), options.episodes)
+    policy = experiment.team(options.directory, env.spec, options.checkpoint, options.opponents)
     summary = evaluate(policy, env, options.episodes, options.seed).summary()
     env.close()
     if options.json:
@@ -225,6 +228,10 @@ class Watch:
     """FILE.gif or FILE.mp4."""
     episodes: int = 4
     """Episodes to show, one after the other."""
+    envs: int = 1
+    """Environments to show side by side."""
+    opponents: tuple[str, ...] = ()
+    """GROUP=POLICY: another run's directory or a script plays that group instead."""
     seed: int = 1_000_000
     """Of the episodes' starts."""
     fps: int = 10
@@ -239,11 +246,59 @@ def _watch(arguments: list[str]) -> int:
     options = tyro.cli(Watch, args=arguments, prog="shoal watch")
     film.check_name(options.out)
     run = experiment.open_run(options.directory)
-    env = registry.Environment(run.env, **run.env_args).make(1, render=True)
-    policy = experiment.load_policy(options.directory, options.checkpoint, env)
+    env = experiment.environment_of(run).make(options.envs, render=True)
+    policy = experiment.team(options.directory, env.spec, options.checkpoint, options.opponents)
     film.write(options.out, film.frames(policy, env, options.episodes, options.seed), options.fps)
     env.close()
     print(f"wrote {options.out}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Crossplay:
+    """Every run's one side against every run's other side: mean returns with intervals over the seeds."""
+
+    directories: tyro.conf.Positional[tuple[Path, ...]]
+    """Of runs in one environment; runs of one algorithm count as its seeds."""
+    rows: str = ""
+    """Group of the table's rows; empty: the first."""
+    columns: str = ""
+    """Group of the table's columns; empty: the other."""
+    episodes: int = 100
+    """Greedy episodes a pair."""
+    seed: int = 1_000_000
+    """Of the episodes' starts."""
+    checkpoint: Literal["best", "last"] = "last"
+    """Which policy; `best` is the best against the side it learned with."""
+    out: Path | None = None
+    """Also write the table as JSON here."""
+
+
+def _crossplay(arguments: list[str]) -> int:
+    from shoal.teams.crossplay import cross_play
+
+    options = tyro.cli(Crossplay, args=arguments, prog="shoal crossplay")
+    if not options.directories:
+        raise ShoalError("name the directories of the runs to compare")
+    runs = [experiment.open_run(directory) for directory in options.directories]
+    for run in runs[1:]:
+        if (run.env, run.env_args) != (runs[0].env, runs[0].env_args):
+            raise ShoalError(f"the runs play different environments: {runs[0].env} and {run.env}, or its arguments")
+    env = experiment.evaluation_env(experiment.environment_of(runs[0]), options.episodes)
+    rows = options.rows or next(iter(env.spec.groups))
+    columns = options.columns or next((g for g in env.spec.groups if g != rows), "")
+    if {rows, columns} != set(env.spec.groups):
+        raise ShoalError(f"two sides are needed, and {runs[0].env} has the groups {', '.join(env.spec.groups)}")
+    players: dict[str, list[Any]] = {}
+    for run, directory in zip(runs, options.directories, strict=True):
+        players.setdefault(run.algorithm, []).append(experiment.team(directory, env.spec, options.checkpoint))
+    result = cross_play(players, env, (rows, columns), options.episodes, options.seed)
+    env.close()
+    print(f"{runs[0].env}, {options.episodes} greedy episodes a pair\n")
+    print(result.table(0) + "\n\n" + result.table(1))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result.summary(), indent=2) + "\n")
     return 0
 
 

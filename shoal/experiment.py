@@ -20,8 +20,10 @@ from shoal.envs.check import Problem, problems
 from shoal.envs.pettingzoo import ParallelEnvs
 from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
+from shoal.teams.scripted import SCRIPTS, Scripted
+from shoal.teams.team import Against, Team
 from shoal.train import Progress, train
-from shoal.types import Algorithm, ShoalError, Tree, VecEnv
+from shoal.types import Algorithm, EnvSpec, Policy, ShoalError, Tree, VecEnv
 
 CHECKPOINTS = "checkpoint"
 
@@ -40,26 +42,71 @@ def open_run(directory: Path) -> Run:
     )
 
 
-def build(run: Run, env: VecEnv) -> Algorithm:
-    """The run's algorithm for `env`, untrained."""
+def build(run: Run, spec: EnvSpec) -> Algorithm:
+    """The run's algorithm for the groups it learns of an environment with `spec`, untrained."""
     preset = registry.algorithm(run.algorithm)
-    return preset.build(env.spec, run.config, seed=run.settings.seed, device=run.settings.device)
+    groups = {name: group for name, group in spec.groups.items() if name not in opponents(run.settings.opponents)}
+    spec = EnvSpec(groups, spec.state_size)
+    return preset.build(spec, run.config, seed=run.settings.seed, device=run.settings.device)
 
 
-def load_policy(directory: Path, which: str, env: VecEnv) -> Algorithm:
-    """The trained policy of a run, for an environment like the one it was trained in."""
+def load_policy(directory: Path, which: str, spec: EnvSpec) -> Algorithm:
+    """The trained policy of a run, for environments like the one it was trained in."""
     run = open_run(directory)
-    algorithm = build(run, env)
+    algorithm = build(run, spec)
     try:
         algorithm.load_state_dict(checkpoint.load(directory / CHECKPOINTS, which)["algorithm"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ShoalError(f"the checkpoint does not fit {run.env}: {error}") from error
+        raise ShoalError(f"the checkpoint of {directory} does not fit the environment: {error}") from error
     return algorithm
 
 
-def evaluation_env(environment: registry.Environment, episodes: int, *, render: bool = False) -> VecEnv:
+def opponents(sources: tuple[str, ...]) -> dict[str, str]:
+    """`GROUP=POLICY` settings by group."""
+    found = {}
+    for source in sources:
+        group, equals, policy = source.partition("=")
+        if not (group and equals and policy):
+            raise ShoalError(f"an opponent is written GROUP=POLICY, not {source!r}")
+        found[group] = policy
+    return found
+
+
+def policy_of(source: str, spec: EnvSpec, which: str = "best") -> Policy:
+    """A script by name, or the trained policy of a run's directory."""
+    if source in SCRIPTS:
+        return Scripted(spec, source)
+    if not Path(source).is_dir():
+        raise ShoalError(f"{source!r} is neither a run's directory nor a script; {registry.nearest(source, SCRIPTS)}")
+    return load_policy(Path(source), which, spec)
+
+
+def team(directory: Path, spec: EnvSpec, which: str, others: tuple[str, ...] = ()) -> Team:
+    """Everybody who plays in a run's environment: its own policy, its opponents, or `others` instead of either."""
+    run = open_run(directory)
+    sources = {**opponents(run.settings.opponents), **opponents(others)}
+    for group in sources.keys() - spec.groups.keys():
+        raise ShoalError(f"{run.env} has no group {group!r}; {registry.nearest(group, spec.groups)}")
+    own = load_policy(directory, which, spec)
+    return Team({g: policy_of(sources[g], spec, which) if g in sources else own for g in spec.groups})
+
+
+def environment_of(run: Run) -> registry.Environment:
+    """The run's environment, with the arguments it was trained with."""
+    return registry.Environment(run.env, **run.env_args)
+
+
+def against(env: VecEnv, run: Run) -> VecEnv:
+    """`env`, its groups that do not learn played by the run's opponents."""
+    sources = opponents(run.settings.opponents)
+    if not sources:
+        return env
+    return Against(env, {group: policy_of(source, env.spec) for group, source in sources.items()})
+
+
+def evaluation_env(environment: registry.Environment, episodes: int) -> VecEnv:
     """Environments to play `episodes` in: all at once where that costs nothing, else a few."""
-    return environment.make(episodes if environment.native else min(episodes, 8), render=render)
+    return environment.make(episodes if environment.native else min(episodes, 8))
 
 
 @dataclass
@@ -117,10 +164,10 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
             f"{directory} holds a run already: continue it with --resume {directory}, or choose another --out"
         )
     torch.set_num_threads(run.settings.threads)
-    environment = registry.Environment(run.env, **run.env_args)
+    environment = environment_of(run)
     warnings = _checked(environment)
-    env = environment.make(run.settings.num_envs)
-    algorithm = build(run, env)
+    full = environment.make(run.settings.num_envs)
+    env, algorithm = against(full, run), build(run, full.spec)
     state = checkpoint.load(directory / CHECKPOINTS) if resume else None
     done = state["env_steps"] if state else 0
     if done >= run.settings.total_steps:
@@ -138,7 +185,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
             config=dataclasses.asdict(run),
         ),
         display=Display(f"{run.algorithm} on {run.env}, seed {run.settings.seed}", run.settings.total_steps),
-        evaluation_env=evaluation_env(environment, run.settings.eval_episodes),
+        evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes), run),
         best=state["best"] if state else -np.inf,
     )
     trial.display.evaluations = [(e["env_steps"], e["agent_return"]["mean"]) for e in read_evaluations(directory)]

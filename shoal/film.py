@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,30 +18,46 @@ Frame = NDArray[np.uint8]
 
 
 def frames(policy: Policy, env: VecEnv, episodes: int = 4, seed: int = 0, max_frames: int = 1000) -> Iterator[Frame]:
-    """Pictures of environment 0 through `episodes` greedy episodes.
+    """Pictures through `episodes` greedy episodes of environment 0; several environments side by side in a grid.
 
     Where the environment cannot draw itself, its observations, actions and rewards are drawn as bars.
     """
     view, start = env.reset(seed), policy.initial_memory(env.num_envs)
     memory = {name: tensor.clone() for name, tensor in start.items()}
     draws = _draws(env)
+    pictures = [env.render(i) for i in range(env.num_envs)] if draws else []  # type: ignore[attr-defined]
     if draws:
-        yield env.render(0)  # type: ignore[attr-defined]
-    count = 0
-    while episodes > 0 and count < max_frames:
+        yield grid(pictures)
+    for _ in range(max_frames):
         actions, memory = policy.act(view, memory, explore=False)
         step = env.step(actions)
         if not draws:
-            yield schematic(env, step, actions)
-        elif not step.ended[0]:
-            yield env.render(0)  # type: ignore[attr-defined]
-        count += 1
-        if step.ended[0]:
-            episodes -= 1
-            memory = {name: tensor.clone() for name, tensor in start.items()}
-            if draws and episodes:
-                yield env.render(0)  # type: ignore[attr-defined]
+            yield grid([schematic(env, step, actions, i) for i in range(env.num_envs)])
+        else:
+            for i in range(env.num_envs):
+                if not step.ended[i] or episodes > 1 or i:  # the last picture is the last step, not the next start
+                    pictures[i] = env.render(i)  # type: ignore[attr-defined]
+            yield grid(pictures)
+        for name, remembered in memory.items():
+            remembered[step.ended] = start[name][step.ended]
+        episodes -= int(step.ended[0])
+        if episodes <= 0:
+            return
         view = step.view
+
+
+def grid(pictures: list[Frame]) -> Frame:
+    """Pictures of one size in a grid about as wide as high, a line between them."""
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    height, width = pictures[0].shape[:2]
+    sheet = np.full((rows * (height + 2) - 2, columns * (width + 2) - 2, 3), 200, np.uint8)
+    for k, picture in enumerate(pictures):
+        top, left = (k // columns) * (height + 2), (k % columns) * (width + 2)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
 
 
 def _draws(env: VecEnv) -> bool:
@@ -53,27 +70,27 @@ def _draws(env: VecEnv) -> bool:
     return True
 
 
-def schematic(env: VecEnv, step: Step, actions: Groups, width: int = 480) -> Frame:
+def schematic(env: VecEnv, step: Step, actions: Groups, index: int = 0, width: int = 480) -> Frame:
     """Every agent as a row: observation bars, the action, the reward. For environments that have no picture."""
     rows = [(n, j) for n, group in env.spec.groups.items() for j in range(group.num_agents)]
     height = 34 * len(rows) + 8
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     for k, (name, j) in enumerate(rows):
-        top, alive = 6 + 34 * k, bool(step.alive[name][0, j])
+        top, alive = 6 + 34 * k, bool(step.alive[name][index, j])
         draw.text((6, top + 8), env.spec.groups[name].agents[j], fill="#222222" if alive else "#bbbbbb")
-        obs = step.successor.obs[name][0, j].flatten().numpy()[:60]
+        obs = step.successor.obs[name][index, j].flatten().numpy()[:60]
         scale = max(float(np.abs(obs).max(initial=0)), 1e-9)
         bar = 200 / max(len(obs), 1)
         for i, value in enumerate(obs):
             x, y = 110 + i * bar, top + 14
             end = y - 13 * float(value) / scale
             draw.rectangle([x, min(y, end), x + max(bar - 1, 0), max(y, end)], fill="#5b8db8" if alive else "#dddddd")
-        chosen = np.array2string(actions[name][0, j].numpy(), precision=2, separator=",")
+        chosen = np.array2string(actions[name][index, j].numpy(), precision=2, separator=",")
         draw.text((325, top + 2), f"action {chosen}"[:26], fill="#222222" if alive else "#bbbbbb")
         draw.text(
             (325, top + 15),
-            f"reward {float(step.reward[name][0, j]):.2f}",
+            f"reward {float(step.reward[name][index, j]):.2f}",
             fill="#222222" if alive else "#bbbbbb",
         )
     return np.asarray(picture)

@@ -180,7 +180,10 @@ class Policy(Protocol):
         ...
 
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
-        """Actions and the next memory. `explore=False` is greedy and changes nothing in the policy."""
+        """Actions and the next memory of the groups in `view`: all of the policy's, or some (see `teams.Team`).
+
+        `explore=False` is greedy and changes nothing in the policy.
+        """
         ...
 
 

@@ -65,7 +65,7 @@ class Relay(ParallelEnv):
                 rewards[agent] = int(actions[agent] == self.number)  # an int, as some environments return
         leaving = self.time == self.leave_after
         terminations = {a: leaving and a.startswith("runner") for a in self.agents}
-        truncations = {a: self.time >= self.limit for a in self.agents}
+        truncations = dict.fromkeys(self.agents, self.time >= self.limit)
         observations = self._observations()
         infos: dict[str, Any] = {a: {} for a in self.agents}
         self.agents = [a for a in self.agents if not (terminations[a] or truncations[a])]

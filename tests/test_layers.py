@@ -10,7 +10,7 @@ LAYERS = [
     {"types", "tree"},
     {"returns", "explore", "actions", "optim", "replay", "nets", "envs"},
     {"algorithms", "collect"},
-    {"train", "evaluate", "checkpoint", "log", "plot", "film", "registry", "config", "presets", "experiment"},
+    {"train", "evaluate", "checkpoint", "log", "plot", "film", "registry", "config", "presets", "experiment", "teams"},
     {"cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

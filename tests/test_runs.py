@@ -373,11 +373,11 @@ def test_library_errors_name_the_nearest_setting() -> None:
 
 def test_a_broken_environment_is_refused_before_training(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.py").write_text(
-        "import sys\nsys.path.insert(0, %r)\nfrom conftest import Relay\nimport numpy as np\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from conftest import Relay\nimport numpy as np\n"
         "class Bad(Relay):\n"
         "    def _observations(self):\n"
         "        return {a: np.full(o.shape, np.nan) for a, o in super()._observations().items()}\n"
-        % str(Path(__file__).parent)
     )
     out = tmp_path / "run"
     assert shoal_train("maddpg", f"{tmp_path}/mine.py:Bad", "--out", str(out)) == 2

@@ -117,8 +117,8 @@ class DDPG:
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         view = tree.to(view, self.device)
         chosen = {}
-        for name, group in self.spec.groups.items():
-            legal = view.legal[name]
+        for name in view.obs:
+            group, legal = self.spec.groups[name], view.legal[name]
             if explore and self.env_steps < self.config.warmup:
                 action = actions.random(group.action, legal, self.sampler)
             else:

@@ -1,8 +1,8 @@
 """Any PettingZoo `ParallelEnv` as a batch of environments, stepped one after the other in this process.
 
 Agents with the same stem of their name (`knight_0`, `knight_1`: `knight`), observation shape and action space form
-a group. Observations become float32, continuous actions are rescaled from [-1, 1] to the space's bounds, an agent that has
-left is not `alive`, and a truncation is never a termination.
+a group. Observations become float32, continuous actions are rescaled from [-1, 1] to the space's bounds, an agent that
+has left is not `alive`, and a truncation is never a termination.
 """
 
 from __future__ import annotations

@@ -23,30 +23,25 @@ def draw(env: ParticleEnv, index: int, size: int = 350) -> NDArray[np.uint8]:
     picture = Image.new("RGB", (large, large), "white")
     canvas = ImageDraw.Draw(picture)
     agents = len(layout.agents)
-    for entity in [*range(agents, len(world.pos)), *range(agents)]:  # landmarks below agents
+    landmarks = sorted(range(agents, len(world.pos)), key=lambda landmark: -world.size[landmark])
+    for entity in [*landmarks, *range(agents)]:  # large landmarks below small ones, all of them below agents
         x, y = (world.pos[entity, 0] / reach + 1) * large / 2, (1 - world.pos[entity, 1] / reach) * large / 2
         r = world.size[entity] / reach * large / 2
         fill = tuple(int(255 * min(max(c, 0.0), 1.0)) for c in colors[entity])
         if entity < agents:  # paler, so that landmarks show where agents cover them
             fill = tuple(int(c + (255 - c) * 0.25) for c in fill)
         canvas.ellipse([x - r, y - r, x + r, y + r], fill=fill, outline="#333333", width=SMOOTH)
-    line = 0
-    for i, agent in enumerate(layout.agents):
-        if agent.silent:
-            continue
-        said = world.comm[i]
-        word = (
-            "_"
-            if not said.any()
-            else "[" + ",".join(f"{c:.2f}" for c in said) + "]"
-            if env.continuous
-            else ALPHABET[int(said.argmax())]
-        )
-        canvas.text(
-            (8 * SMOOTH, large - (22 + 16 * line) * SMOOTH),
-            f"{agent.name} says {word}",
-            fill="black",
-            font_size=12 * SMOOTH,
-        )
-        line += 1
+    speakers = [i for i, agent in enumerate(layout.agents) if not agent.silent]
+    for line, i in enumerate(reversed(speakers)):
+        place = (8 * SMOOTH, large - (22 + 16 * line) * SMOOTH)
+        text = f"{layout.agents[i].name} says {_word(world.comm[i], env.continuous)}"
+        canvas.text(place, text, fill="black", font_size=12 * SMOOTH)
     return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _word(said: NDArray[np.float64], continuous: bool) -> str:
+    if not said.any():
+        return "_"
+    if continuous:
+        return "[" + " ".join(f"{c:.1f}" for c in said) + "]"
+    return ALPHABET[int(said.argmax()) % len(ALPHABET)]

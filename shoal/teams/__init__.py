@@ -1,0 +1,1 @@
+"""Policies made of policies: opponents, scripts, and tables of who beats whom."""

@@ -1,0 +1,82 @@
+"""Who does how well against whom: every run's one side against every run's other side.
+
+MADDPG's paper compares algorithms in competitive games this way (Lowe et al. 2017, section 5): returns in self-play say
+little, since a strong opponent lowers them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.evaluate import evaluate
+from shoal.teams.team import Team
+from shoal.types import Policy, VecEnv
+
+
+@dataclass(frozen=True)
+class CrossPlay:
+    """Mean returns of both sides, for every pair of labels (algorithms, say, each with several seeds)."""
+
+    sides: tuple[str, str]
+    """The groups that play: of the rows, of the columns."""
+    labels: list[str]
+    returns: dict[tuple[str, str], NDArray[np.float64]]
+    """(row label, column label) -> `[row seed, column seed, side]`: mean over a group's agents, and over episodes."""
+
+    def cell(self, row: str, column: str, side: int = 0) -> dict[str, Any]:
+        """Mean over all pairs of seeds, with a 95 % bootstrap interval that resamples the seeds of either side."""
+        values = self.returns[row, column][..., side]
+        random = np.random.default_rng(0)
+        rows, columns = (random.integers(n, size=(2000, n)) for n in values.shape)
+        means = values[rows[:, :, None], columns[:, None, :]].mean((1, 2))
+        low, high = np.quantile(means, [0.025, 0.975])
+        return {"mean": float(values.mean()), "ci95": [float(low), float(high)], "pairs": int(values.size)}
+
+    def table(self, side: int = 0) -> str:
+        """A Markdown table of one side's mean returns."""
+        lines = [
+            f"mean return per agent of {self.sides[side]}; rows: {self.sides[0]}, columns: {self.sides[1]}",
+            "",
+            "| | " + " | ".join(self.labels) + " |",
+            "|---|" + "---|" * len(self.labels),
+        ]
+        for row in self.labels:
+            cells = [self.cell(row, column, side) for column in self.labels]
+            texts = [f"{c['mean']:.2f} [{c['ci95'][0]:.2f}, {c['ci95'][1]:.2f}]" for c in cells]
+            lines.append(f"| {row} | " + " | ".join(texts) + " |")
+        return "\n".join(lines)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain numbers, ready for JSON."""
+        cells = [
+            {"row": r, "column": c, **{side: self.cell(r, c, k) for k, side in enumerate(self.sides)}}
+            for r, c in itertools.product(self.labels, self.labels)
+        ]
+        unit = "mean over the group's agents of the undiscounted episode reward"
+        return {"rows": self.sides[0], "columns": self.sides[1], "unit": unit, "cells": cells}
+
+
+def cross_play(
+    players: dict[str, list[Policy]], env: VecEnv, sides: tuple[str, str], episodes: int, seed: int
+) -> CrossPlay:
+    """Play every policy's first side against every policy's second side.
+
+    Args:
+        players: policies by label, one a seed; each can play both sides.
+        env: with exactly these two groups; every pair plays the same starts.
+        sides: the group of the rows and that of the columns.
+        episodes: greedy episodes a pair.
+    """
+    returns = {}
+    for row, column in itertools.product(players, players):
+        values = np.zeros((len(players[row]), len(players[column]), 2))
+        for (i, one), (j, other) in itertools.product(enumerate(players[row]), enumerate(players[column])):
+            result = evaluate(Team({sides[0]: one, sides[1]: other}), env, episodes, seed)
+            values[i, j] = [result.group_return(side).mean() for side in sides]
+        returns[row, column] = values
+    return CrossPlay(sides, list(players), returns)
