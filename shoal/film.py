@@ -25,24 +25,20 @@ def frames(policy: Policy, env: VecEnv, episodes: int = 4, seed: int = 0, max_fr
     view, start = env.reset(seed), policy.initial_memory(env.num_envs)
     memory = {name: tensor.clone() for name, tensor in start.items()}
     draws = _draws(env)
-    pictures = [env.render(i) for i in range(env.num_envs)] if draws else []  # type: ignore[attr-defined]
     if draws:
-        yield grid(pictures)
+        yield grid([env.render(i) for i in range(env.num_envs)])  # type: ignore[attr-defined]
     for _ in range(max_frames):
         actions, memory = policy.act(view, memory, explore=False)
         step = env.step(actions)
+        episodes -= int(step.ended[0])
         if not draws:
             yield grid([schematic(env, step, actions, i) for i in range(env.num_envs)])
-        else:
-            for i in range(env.num_envs):
-                if not step.ended[i] or episodes > 1 or i:  # the last picture is the last step, not the next start
-                    pictures[i] = env.render(i)  # type: ignore[attr-defined]
-            yield grid(pictures)
-        for name, remembered in memory.items():
-            remembered[step.ended] = start[name][step.ended]
-        episodes -= int(step.ended[0])
+        elif episodes > 0:  # where an episode has ended, a picture already shows the next one's start
+            yield grid([env.render(i) for i in range(env.num_envs)])  # type: ignore[attr-defined]
         if episodes <= 0:
             return
+        for name, remembered in memory.items():
+            remembered[step.ended] = start[name][step.ended]
         view = step.view
 
 

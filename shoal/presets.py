@@ -10,8 +10,8 @@ from typing import Any
 SPREAD = {
     "num_envs": 64,
     "total_steps": 4_000_000,
-    "update_every": 64,
-    "batch_size": 1024,
+    "update_every": 32,
+    "batch_size": 512,
     "buffer_size": 500_000,
     "warmup": 10_000,
 }

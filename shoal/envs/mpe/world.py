@@ -440,6 +440,9 @@ class ParticleEnv:
         if unknown := [key for key in arguments if key not in scenario.Params._fields]:
             known = ", ".join(scenario.Params._fields) or "none"
             raise ShoalError(f"{scenario.__name__} takes no {', '.join(unknown)}; its own arguments: {known}")
+        for needed in ("Params", "layout", "reset", "reward", "observe"):
+            if not hasattr(scenario, needed):
+                raise ShoalError(f"the scenario {scenario.__name__} has no {needed}")
         SCENARIOS[scenario.Params] = scenario
         self.scenario, self.num_envs, self.continuous = scenario, num_envs, continuous_actions
         self.params = scenario.Params(**{key: 0 if value is None else value for key, value in arguments.items()})
