@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SPREAD = {
+PARTICLES = {
     "num_envs": 64,
     "total_steps": 4_000_000,
     "update_every": 32,
@@ -17,7 +17,9 @@ SPREAD = {
 }
 
 TASKS: dict[tuple[str, str], dict[str, Any]] = {
-    (algorithm, "mpe/simple_spread"): SPREAD for algorithm in ("iddpg", "maddpg", "matd3")
+    (algorithm, f"mpe/{scenario}"): PARTICLES
+    for algorithm in ("iddpg", "maddpg", "matd3")
+    for scenario in ("simple_spread", "simple_tag", "simple_adversary")
 }
 
 

@@ -18,7 +18,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def draw(env: ParticleEnv, index: int, size: int = 350) -> NDArray[np.uint8]:
     """Environment `index` as `[size, size, 3]`. The view widens when something leaves [-1.1, 1.1]."""
     world, layout = env.world_of(index), env.layout
-    reach = max(1.1, 1.05 * float(np.abs(world.pos).max()))
+    reach = max(1.1, 1.02 * float((np.abs(world.pos).max(1) + world.size).max()))
     large, colors = size * SMOOTH, env.colors(index)
     picture = Image.new("RGB", (large, large), "white")
     canvas = ImageDraw.Draw(picture)
