@@ -18,7 +18,7 @@ from shoal import actions, tree
 from shoal.envs import mpe
 from shoal.envs.check import check_env
 from shoal.envs.mpe import pcg64
-from shoal.envs.mpe.world import ParticleEnv
+from shoal.envs.mpe.env import ParticleEnv
 from shoal.types import Discrete, Groups, ShoalError, Step, View
 
 NAMES = [
@@ -392,3 +392,10 @@ def test_a_scenario_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # What was compiled for it must not be in the way of a process that knows nothing of it
     code = "from shoal.envs import mpe; mpe.make('simple', 1).reset(0)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_an_incomplete_scenario_is_named() -> None:
+    module = ModuleType("half_a_scenario")
+    module.Params = ParticleEnv  # type: ignore[attr-defined]
+    with pytest.raises(ShoalError, match="half_a_scenario has no layout"):
+        ParticleEnv(module, 1)

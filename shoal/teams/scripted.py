@@ -91,7 +91,7 @@ def _pursue(policy: Scripted, group: str, obs: Tensor, legal: Tensor) -> Tensor:
 
 
 def _flee(policy: Scripted, group: str, obs: Tensor, legal: Tensor) -> Tensor:
-    """A good agent of simple_tag runs from its chasers, the more the nearer they are, and from the edge of the field."""
+    """A good agent of simple_tag runs from its chasers, the nearer the more, and from the edge of the field."""
     if group != "agent":
         raise ShoalError(f"the script flee plays the good agents of simple_tag, not {group}")
     others, before, _ = _tag_others(policy, group, obs)

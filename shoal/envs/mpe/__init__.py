@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from typing import Any, get_type_hints
 
-from shoal.envs.mpe.world import ParticleEnv
+from shoal.envs.mpe.env import ParticleEnv
 
 
 def names() -> list[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
-    from shoal.envs.mpe.world import ParticleEnv
+    from shoal.envs.mpe.env import ParticleEnv
 
 SMOOTH = 3  # drawn this much larger, then scaled down: antialiasing
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
