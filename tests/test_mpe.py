@@ -399,3 +399,10 @@ def test_an_incomplete_scenario_is_named() -> None:
     module.Params = ParticleEnv  # type: ignore[attr-defined]
     with pytest.raises(ShoalError, match="half_a_scenario has no layout"):
         ParticleEnv(module, 1)
+
+
+def test_the_example_scenario_keeps_its_contract() -> None:
+    path = Path(__file__).parent.parent / "examples" / "own_scenario.py"
+    env = load(path, "own_scenario_for_test").make(num_envs=3, N=4)
+    assert set(env.spec.groups) == {"guide", "follower"}
+    check_env(env, steps=60)
