@@ -18,7 +18,10 @@ import time
 from collections.abc import Callable
 
 JAX_WORKER = """
-import sys, time, jax, jaxmarl
+import os, sys, time
+out = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what the imports print must not mix with the figures
+import jax, jaxmarl
 env = jaxmarl.make("MPE_simple_spread_v3")
 runs = {}
 def build(n, steps):
@@ -42,7 +45,7 @@ for line in sys.stdin:
         runs[n, steps] = build(n, steps)
     start = time.perf_counter()
     runs[n, steps](jax.random.PRNGKey(1)).block_until_ready()
-    print(n * steps / (time.perf_counter() - start), flush=True)
+    print(n * steps / (time.perf_counter() - start), file=out, flush=True)
 """
 
 

@@ -46,7 +46,7 @@ def rows(settings: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
             yield from rows(value, f"{prefix}{field.name}.")
             continue
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        yield prefix + field.name, f"`{shown}`" if shown else "", explained[field.name]
+        yield prefix + field.name, f"`{shown}`" if shown else "", explained[field.name].replace("|", "\\|")
 
 
 def table(name: str) -> str:
@@ -54,7 +54,7 @@ def table(name: str) -> str:
     settings = Settings() if name == "run" else registry.algorithm(name).config
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     lines += [f"| `{setting}` | {default} | {meaning} |" for setting, default, meaning in rows(settings)]
-    return "\n".join(line.replace("* ", "\\* ") for line in lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def renewed(text: str) -> str:

@@ -1,6 +1,6 @@
-"""Training from Python: the loop is yours. Takes about three minutes on one core; give fewer steps to try it out.
+"""Training from Python: the loop is yours. A million steps take about three minutes; give fewer to try it out.
 
-python examples/train.py 20000
+    python examples/train.py 20000
 """
 
 import sys
@@ -10,11 +10,12 @@ import shoal
 total_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
 
 env = shoal.make("mpe/simple_spread", num_envs=64)
-test = shoal.make("mpe/simple_spread", num_envs=100)  # its own: evaluating starts new episodes
-algorithm = shoal.build("maddpg", env.spec, update_every=64, batch_size=1024, buffer_size=500_000, warmup=10_000)
+test = shoal.make("mpe/simple_spread", num_envs=100)  # one of its own: evaluating starts new episodes
+algorithm = shoal.build("maddpg", env.spec, update_every=32, batch_size=512, buffer_size=500_000, warmup=10_000)
 for progress in shoal.train(algorithm, env, total_steps=total_steps):
     if progress.every(50_000):
         print(progress.env_steps, shoal.evaluate(algorithm, test, episodes=100))
+        progress.drain()  # means of the losses since the last call; raises where one is NaN
 
 view, memory = test.reset(seed=1), algorithm.initial_memory(test.num_envs)
 actions, memory = algorithm.act(view, memory, explore=False)

@@ -191,7 +191,10 @@ class ParallelEnvs:
             if mask is not None:
                 into.legal[name][index, j] = torch.from_numpy(mask)
         if self.spec.state_size:
-            into.state[index] = torch.from_numpy(self._state(self.envs[index]))
+            state = self._state(self.envs[index])
+            if state.size != self.spec.state_size:
+                raise ShoalError(f"{place}: state() has {state.size} numbers, at the start it had {self.spec.state_size}")
+            into.state[index] = torch.from_numpy(state)
 
     def _start(self, index: int) -> None:
         self.episode[index] += 1

@@ -23,12 +23,11 @@ def draw(env: ParticleEnv, index: int, size: int = 350) -> NDArray[np.uint8]:
     picture = Image.new("RGB", (large, large), "white")
     canvas = ImageDraw.Draw(picture)
     agents = len(layout.agents)
-    landmarks = sorted(range(agents, len(world.pos)), key=lambda landmark: -world.size[landmark])
-    for entity in [*landmarks, *range(agents)]:  # large landmarks below small ones, all of them below agents
+    for entity in np.argsort(-world.size, kind="stable").tolist():  # large below small: nothing is hidden
         x, y = (world.pos[entity, 0] / reach + 1) * large / 2, (1 - world.pos[entity, 1] / reach) * large / 2
         r = world.size[entity] / reach * large / 2
         fill = tuple(int(255 * min(max(c, 0.0), 1.0)) for c in colors[entity])
-        if entity < agents:  # paler, so that landmarks show where agents cover them
+        if entity < agents:  # paler than landmarks
             fill = tuple(int(c + (255 - c) * 0.25) for c in fill)
         canvas.ellipse([x - r, y - r, x + r, y + r], fill=fill, outline="#333333", width=SMOOTH)
     speakers = [i for i, agent in enumerate(layout.agents) if not agent.silent]
