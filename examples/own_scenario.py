@@ -1,6 +1,6 @@
 """A particle scenario of one's own, as fast as the built-in ones: agents gather at the beacon only some of them see.
 
-    shoal train maddpg examples/own_scenario.py:make --env.N 4 --num-envs 64 --update-every 64
+shoal train maddpg examples/own_scenario.py:make --env.N 4 --num-envs 64 --update-every 64
 """
 
 from __future__ import annotations

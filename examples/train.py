@@ -1,6 +1,6 @@
 """Training from Python: the loop is yours. A million steps take about three minutes; give fewer to try it out.
 
-    python examples/train.py 20000
+python examples/train.py 20000
 """
 
 import sys

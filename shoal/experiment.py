@@ -160,9 +160,9 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         Diverged: a loss became NaN or infinite; the last checkpoint is intact.
     """
     if not resume and (directory / config.FILE).exists():
-        raise ShoalError(
-            f"{directory} holds a run already: continue it with --resume {directory}, or choose another --out"
-        )
+        saved = (directory / CHECKPOINTS / "last").exists()
+        what = f"continue it with --resume {directory}" if saved else "it saved nothing, so remove the directory"
+        raise ShoalError(f"{directory} holds a run already: {what}, or choose another --out")
     torch.set_num_threads(run.settings.threads)
     environment = environment_of(run)
     warnings = _checked(environment)
@@ -223,6 +223,10 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
         trial.display.begin(state["env_steps"] if state else 0)
         try:
             for progress in train(trial.algorithm, env, settings.total_steps, seed=settings.seed, state=state):
+                if not done:
+                    trial.display.message(
+                        f"memory for experience: {progress.experience.num_bytes / 2**20:,.0f} MiB at most"
+                    )
                 done = progress.env_steps
                 trial.display.update(done)
                 if progress.every(log_every):

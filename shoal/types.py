@@ -193,6 +193,11 @@ class Experience(Protocol):
     rollout_steps: int
     """Steps of every environment to play before the next `add`."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory it takes when full."""
+        ...
+
     def add(self, rollout: Batch) -> Iterable[Batch]: ...
 
     def state_dict(self) -> Tree: ...

@@ -193,7 +193,9 @@ class ParallelEnvs:
         if self.spec.state_size:
             state = self._state(self.envs[index])
             if state.size != self.spec.state_size:
-                raise ShoalError(f"{place}: state() has {state.size} numbers, at the start it had {self.spec.state_size}")
+                raise ShoalError(
+                    f"{place}: state() has {state.size} numbers, at the start it had {self.spec.state_size}"
+                )
             into.state[index] = torch.from_numpy(state)
 
     def _start(self, index: int) -> None:

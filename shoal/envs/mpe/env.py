@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from types import ModuleType
@@ -56,7 +55,7 @@ class ParticleEnv:
         if unknown := [key for key in arguments if key not in scenario.Params._fields]:
             known = ", ".join(scenario.Params._fields) or "none"
             raise ShoalError(f"{scenario.__name__} takes no {', '.join(unknown)}; its own arguments: {known}")
-        self.reset_kernel, self.step_kernel = physics.kernels_of(scenario)
+        self.kernel = physics.kernel_of(scenario)
         self.scenario, self.num_envs, self.continuous = scenario, num_envs, continuous_actions
         self.params = scenario.Params(**{key: 0 if value is None else value for key, value in arguments.items()})
         self.layout: Layout = scenario.layout(self.params)
@@ -114,7 +113,7 @@ class ParticleEnv:
         if seed is not None or not self.seeded:
             self.world.rng[:] = pcg64.streams([(seed or 0) + i for i in range(self.num_envs)])
             self.seeded = True
-        self._run(self.reset_kernel)
+        self._advance(start=True)
         return self._view
 
     def step(self, actions: Groups) -> Step:
@@ -122,17 +121,17 @@ class ParticleEnv:
             raise ShoalError("reset the environment before its first step")
         for name, array in self.inputs.items():
             np.copyto(array, actions[name].numpy())
-        self._run(self.step_kernel, self.max_cycles, self.discrete, self.box, self.continuous)
+        self._advance(start=False)
         return self._step
 
-    def _run(self, kernel: Callable[..., None], *arguments: Any) -> None:
+    def _advance(self, start: bool) -> None:
+        work = (start, self.params, self.world, self.buffers, self.max_cycles, self.discrete, self.box, self.continuous)
         if self.pool is None:
-            kernel(0, self.num_envs, self.params, self.world, self.buffers, *arguments)
+            self.kernel(0, self.num_envs, *work)
             return
         edges = np.linspace(0, self.num_envs, self.threads + 1).astype(int).tolist()
-        work = (self.params, self.world, self.buffers, *arguments)
-        others = [self.pool.submit(kernel, lo, hi, *work) for lo, hi in pairwise(edges[1:])]
-        kernel(edges[0], edges[1], *work)
+        others = [self.pool.submit(self.kernel, lo, hi, *work) for lo, hi in pairwise(edges[1:])]
+        self.kernel(edges[0], edges[1], *work)
         for other in others:
             other.result()
 

@@ -177,8 +177,8 @@ def one(w, e):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-def kernels_of(scenario: ModuleType) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The compiled reset and step of a scenario, over a range of environments.
+def kernel_of(scenario: ModuleType) -> Callable[..., None]:
+    """The compiled step of a scenario over a range of environments; with `start`, their reset.
 
     Raises:
         ShoalError: the module lacks something a scenario has.
@@ -187,48 +187,42 @@ def kernels_of(scenario: ModuleType) -> tuple[Callable[..., None], Callable[...,
         if not hasattr(scenario, needed):
             raise ShoalError(f"the scenario {scenario.__name__} has no {needed}")
     SCENARIOS[scenario.Params] = scenario
-    return _kernels(scenario.__name__, _version(scenario))
+    return _kernel(scenario.__name__, _version(scenario))
 
 
 @cache
-def _kernels(scenario: str, version: str) -> tuple[Callable[..., None], Callable[..., None]]:
-    """`reset_range` and `step_range` over environments lo..hi-1.
+def _kernel(scenario: str, version: str) -> Callable[..., None]:
+    """`advance` over environments lo..hi-1, which starts them (all with `start`, else those whose episode ended).
 
-    numba's cache looks at the file of these functions alone; `version`, a hash of every file they are built from, makes
-    a changed scenario compile again. Each scenario has its own files in the cache: numba loads such a file with the
-    types in it, and those of somebody's own module are not to be had wherever another scenario is used.
+    One function, not two: compiling takes seconds and megabytes. numba's cache looks at the file of this function
+    alone; `version`, a hash of every file it is built from, makes a changed scenario compile again. Each scenario has
+    its own files in the cache: numba loads such a file with the types in it, and those of somebody's own module are not
+    to be had wherever another scenario is used.
     """
 
-    def reset_range(lo, hi, p, worlds, buffers):  # type: ignore[no-untyped-def]
-        version  # noqa: B018
-        for e in range(lo, hi):
-            buffers.steps[e] = 0
-            _restart(p, one(worlds, e), buffers.obs[e])
-
-    def step_range(lo, hi, p, worlds, buffers, max_cycles, discrete, box, continuous):  # type: ignore[no-untyped-def]
+    def advance(lo, hi, start, p, worlds, buffers, max_cycles, discrete, box, continuous):  # type: ignore[no-untyped-def]
         version  # noqa: B018
         for e in range(lo, hi):
             w = one(worlds, e)
-            _decode(w, discrete[e], box[e], continuous)
-            _collide(w)
-            _integrate(w)
-            buffers.steps[e] += 1
-            reward(p, w, buffers.reward[e])
-            _observe_all(p, w, buffers.next_obs[e])
-            truncated = buffers.steps[e] >= max_cycles
-            buffers.terminated[e] = not truncated and terminal(p, w)
-            buffers.ended[e] = truncated or buffers.terminated[e]
-            if buffers.ended[e]:
+            if not start:
+                _decode(w, discrete[e], box[e], continuous)
+                _collide(w)
+                _integrate(w)
+                buffers.steps[e] += 1
+                reward(p, w, buffers.reward[e])
+                _observe_all(p, w, buffers.next_obs[e])
+                truncated = buffers.steps[e] >= max_cycles
+                buffers.terminated[e] = not truncated and terminal(p, w)
+                buffers.ended[e] = truncated or buffers.terminated[e]
+            if start or buffers.ended[e]:
                 buffers.steps[e] = 0
                 _restart(p, w, buffers.obs[e])
             else:
                 for k in range(buffers.obs.shape[1]):
                     buffers.obs[e, k] = buffers.next_obs[e, k]
 
-    for kernel in (reset_range, step_range):
-        kernel.__qualname__ += f".{scenario}"
-    compile_ = njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
-    return compile_(reset_range), compile_(step_range)
+    advance.__qualname__ += f".{scenario}"
+    return njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(advance)  # type: ignore[no-any-return]
 
 
 def _version(scenario: ModuleType) -> str:
