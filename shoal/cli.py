@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import tyro
 
 from shoal import config, experiment, presets, registry
 from shoal.config import Run, Settings
-from shoal.types import ShoalError
+from shoal.types import ShoalError, nearest
 
 USAGE = """shoal: many agents learning together
 
@@ -43,11 +44,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         if arguments[0] not in commands:
-            raise ShoalError(f"there is no command {arguments[0]!r}; {registry.nearest(arguments[0], commands)}")
+            raise ShoalError(f"there is no command {arguments[0]!r}; {nearest(arguments[0], commands)}")
         return commands[arguments[0]](arguments[1:])
     except ShoalError as error:
         print(f"shoal: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `shoal list | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left to flush goes nowhere
+        return 1
     except KeyboardInterrupt:
         print("shoal: interrupted", file=sys.stderr)
         return 130
@@ -57,23 +61,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    if "--resume" in arguments:
+    if any(argument.split("=")[0] == "--resume" for argument in arguments):
         return _resume(arguments)
     if len(arguments) < 2 or arguments[0].startswith("-") or arguments[1].startswith("-"):
         print(USAGE, end="")
         return 0 if "--help" in arguments or "-h" in arguments else 2
     run = parse_run(arguments[0], arguments[1], arguments[2:])
     directory = Path(run.settings.out)
-    used = presets.task(run.algorithm, run.env)
+    chosen = {**vars(run.settings), **vars(run.config)}
+    used = {key: value for key, value in presets.task(run.algorithm, run.env).items() if chosen[key] == value}
     if used:
-        print("settings for this task: " + ", ".join(f"{key} {value}" for key, value in used.items()))
+        print("settings known to be good here: " + ", ".join(f"{key} {value}" for key, value in used.items()))
     return _report(experiment.start(run, directory), directory)
 
 
 def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     """A run from `ALGORITHM ENV [options]`; unknown names and options are refused with the nearest known."""
     defaults = registry.algorithm(algorithm).config
-    environment = registry.Environment(env)
+    environment = registry.Environment(env, complete=False)
     settings = Settings(out=f"runs/{env.replace('/', '_').replace(':', '_')}/{algorithm}")
     task = presets.task(algorithm, env)
     mine = {f.name for f in dataclasses.fields(Settings)}
@@ -303,6 +308,9 @@ def _crossplay(arguments: list[str]) -> int:
 
 
 def _list(arguments: list[str]) -> int:
+    if arguments in (["--help"], ["-h"]):
+        print("shoal list: the names of algorithms and environments")
+        return 0
     if arguments:
         raise ShoalError(f"shoal list takes no options, not {' '.join(arguments)}")
     print("algorithms")

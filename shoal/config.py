@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shoal import registry
-from shoal.types import ShoalError
+from shoal.types import ShoalError, nearest
 
 T = TypeVar("T")
 FORMAT = 1
@@ -142,7 +141,7 @@ def replace(settings: T, changes: dict[str, Any]) -> T:
     values = {}
     for key, value in changes.items():
         if key not in known:
-            raise ShoalError(f"{type(settings).__module__} has no setting {key!r}; {registry.nearest(key, known)}")
+            raise ShoalError(f"{type(settings).__module__} has no setting {key!r}; {nearest(key, known)}")
         nested = dataclasses.is_dataclass(known[key]) and isinstance(value, dict)
         values[key] = replace(known[key], value) if nested else value
     return dataclasses.replace(settings, **values)  # type: ignore[type-var]

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from shoal import tree
 from shoal.collect import Episodes
-from shoal.types import Policy, ShoalError, VecEnv
+from shoal.types import Policy, ShoalError, Stateful, VecEnv
 
 Array = NDArray[np.float64]
 UNITS = {
@@ -94,6 +96,9 @@ def evaluate(
 ) -> Evaluation:
     """Play `episodes` whole episodes, greedily, from fresh starts with `seed`.
 
+    An environment in which somebody is training goes on afterwards where it was, if it can say where that is
+    (`state_dict`; all of shoal's can). Evaluate in an environment of its own otherwise.
+
     Every environment contributes the same number of episodes (one more or less), chosen before play: taking those that
     end first would count short episodes too often.
 
@@ -102,6 +107,7 @@ def evaluate(
     """
     if episodes < 1:
         raise ShoalError(f"episodes must be at least 1, not {episodes}")
+    before = tree.map(torch.clone, env.state_dict()) if isinstance(env, Stateful) else None
     quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
     view, start = env.reset(seed), policy.initial_memory(env.num_envs)
     memory = {name: tensor.clone() for name, tensor in start.items()}
@@ -125,6 +131,8 @@ def evaluate(
                     returns[name].append(sums[name][row].numpy().astype(np.float64))
         if int(running.lengths.max()) > max_steps:
             raise ShoalError(f"an episode has not ended after {max_steps} steps; give the environment a time limit")
+    if before is not None and isinstance(env, Stateful):
+        env.load_state_dict(before)
     if not all(np.isfinite(rows).all() for rows in returns.values()):
         raise ShoalError("an episode's return is NaN or infinite: look at the environment's rewards")
     return Evaluation({name: np.stack(rows) for name, rows in returns.items()}, np.array(lengths, np.float64))

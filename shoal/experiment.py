@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import torch
 
 from shoal import checkpoint, config, plot, registry
 from shoal.config import Run, Settings
@@ -23,7 +22,7 @@ from shoal.log import Display, Log, read_evaluations
 from shoal.teams.scripted import SCRIPTS, Scripted
 from shoal.teams.team import Against, Team
 from shoal.train import Progress, train
-from shoal.types import Algorithm, EnvSpec, Policy, ShoalError, Tree, VecEnv
+from shoal.types import Algorithm, EnvSpec, Policy, ShoalError, Tree, VecEnv, nearest
 
 CHECKPOINTS = "checkpoint"
 
@@ -77,7 +76,7 @@ def policy_of(source: str, spec: EnvSpec, which: str = "best") -> Policy:
     if source in SCRIPTS:
         return Scripted(spec, source)
     if not Path(source).is_dir():
-        raise ShoalError(f"{source!r} is neither a run's directory nor a script; {registry.nearest(source, SCRIPTS)}")
+        raise ShoalError(f"{source!r} is neither a run's directory nor a script; {nearest(source, SCRIPTS)}")
     return load_policy(Path(source), which, spec)
 
 
@@ -86,7 +85,7 @@ def team(directory: Path, spec: EnvSpec, which: str, others: tuple[str, ...] = (
     run = open_run(directory)
     sources = {**opponents(run.settings.opponents), **opponents(others)}
     for group in sources.keys() - spec.groups.keys():
-        raise ShoalError(f"{run.env} has no group {group!r}; {registry.nearest(group, spec.groups)}")
+        raise ShoalError(f"{run.env} has no group {group!r}; {nearest(group, spec.groups)}")
     own = load_policy(directory, which, spec)
     return Team({g: policy_of(sources[g], spec, which) if g in sources else own for g in spec.groups})
 
@@ -163,7 +162,6 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         saved = (directory / CHECKPOINTS / "last").exists()
         what = f"continue it with --resume {directory}" if saved else "it saved nothing, so remove the directory"
         raise ShoalError(f"{directory} holds a run already: {what}, or choose another --out")
-    torch.set_num_threads(run.settings.threads)
     environment = environment_of(run)
     warnings = _checked(environment)
     full = environment.make(run.settings.num_envs)
@@ -222,7 +220,8 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
     with _interruptible() as interrupted:
         trial.display.begin(state["env_steps"] if state else 0)
         try:
-            for progress in train(trial.algorithm, env, settings.total_steps, seed=settings.seed, state=state):
+            steps, seed, threads = settings.total_steps, settings.seed, settings.threads
+            for progress in train(trial.algorithm, env, steps, seed=seed, threads=threads, state=state):
                 if not done:
                     trial.display.message(
                         f"memory for experience: {progress.experience.num_bytes / 2**20:,.0f} MiB at most"
@@ -240,6 +239,8 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
                     trial.save(progress)
                 if interrupted:
                     break
+            if not progress.updates:
+                trial.display.message("nothing was learned: no update was made (are --total-steps below --warmup?)")
         finally:
             trial.display.close(done)
     return done >= settings.total_steps

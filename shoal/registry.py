@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from shoal import algorithms as algorithms_package
 from shoal import envs as envs_package
-from shoal.types import Preset, ShoalError, VecEnv
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` for the most similar known name, or the list of all."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:  # a wrong suite, say: compare what follows it
-        tails = {k.split("/")[-1]: k for k in known}
-        close = [tails[t] for t in difflib.get_close_matches(name.split("/")[-1], tails, n=1, cutoff=0.5)]
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+from shoal.types import Preset, ShoalError, VecEnv, nearest
 
 
 def algorithms() -> dict[str, Preset]:
@@ -67,14 +56,15 @@ class Environment:
     Args:
         name: `suite/name`, `file.py:factory` or `package.module:factory`. A factory returns a PettingZoo `ParallelEnv`,
             or (if it takes `num_envs`) a `VecEnv`.
+        complete: whether these are all arguments (the command line asks for an environment's before it reads them).
         arguments: for the environment.
 
     Raises:
         ShoalError: no such environment, or an argument it does not take.
     """
 
-    def __init__(self, name: str, **arguments: Any) -> None:
-        self.name, self.full_name, self.arguments = name, name, arguments
+    def __init__(self, name: str, *, complete: bool = True, **arguments: Any) -> None:
+        self.name, self.full_name, self.arguments, self.complete = name, name, arguments, complete
         self.factory: Callable[..., Any] | None = None
         if ":" in name:
             place, _, attribute = name.partition(":")
@@ -126,6 +116,9 @@ class Environment:
 
     def _check_arguments(self) -> None:
         known = self.parameters()
+        for key, parameter in (known or {}).items():
+            if self.complete and parameter.default is parameter.empty and key not in self.arguments:
+                raise ShoalError(f"{self.name} needs the argument {key!r}: --env.{key.replace('_', '-')} VALUE")
         for key in self.arguments:
             if known is not None and key not in known:
                 raise ShoalError(f"{self.name} takes no argument {key!r}; {nearest(key, known)}")

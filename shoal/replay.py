@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -42,6 +43,10 @@ class Replay:
         update_every: environment steps, counted over all environments, for each batch to learn from.
         warmup: environment steps before the first batch.
         generator: draws the samples; its state belongs to the checkpoint.
+        with_state: also keep the global state, for algorithms that read it.
+
+    Raises:
+        ShoalError: it would hold nothing, or more than this machine's memory.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Replay:
         update_every: int,
         warmup: int,
         generator: torch.Generator,
+        with_state: bool = False,
     ) -> None:
         rows = capacity // num_envs
         if rows < 1:
@@ -63,12 +69,24 @@ class Replay:
         self.warmup = max(warmup, batch_size)
         self.generator = generator
         self.rollout_steps = min(max(1, update_every // num_envs), rows)
+        spec = spec if with_state else EnvSpec(spec.groups, 0)
+        self._refuse_what_does_not_fit(spec, rows * num_envs)
         self.storage = allocate(spec, (rows, num_envs), {})
         self.ring = tree.leaves(self.storage)
         self.drawn: Batch = tree.map(lambda x: x.new_zeros(batch_size, *x.shape[2:]), self.storage)
         flat = [x.flatten(0, 1) for x in self.ring]
         self.columns = [(x, out) for x, out in zip(flat, tree.leaves(self.drawn), strict=True) if x.numel()]
         self.written = 0  # rows, ever
+
+    @staticmethod
+    def _refuse_what_does_not_fit(spec: EnvSpec, transitions: int) -> None:
+        one = sum(x.numel() * x.element_size() for x in tree.leaves(allocate(spec, (1, 1), {})))
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if one * transitions > 0.8 * memory:
+            raise ShoalError(
+                f"a replay of {transitions:,} transitions of {one:,} bytes needs {one * transitions / 2**30:,.1f} GiB, "
+                f"and this machine has {memory / 2**30:,.1f}: set buffer_size to {int(0.5 * memory / one):,} or less"
+            )
 
     @property
     def num_bytes(self) -> int:

@@ -12,6 +12,8 @@ from torch import Tensor
 from shoal.collect import LocalCollector
 from shoal.types import Algorithm, Metrics, ShoalError, Tree, VecEnv
 
+FOLD_EVERY = 500  # updates
+
 
 class Diverged(ShoalError):
     """A loss became NaN or infinite."""
@@ -31,7 +33,8 @@ class Progress:
         """Time spent playing and learning, interruptions and the caller's own work excluded."""
         self.learning_seconds = 0.0
         self.updates = 0
-        self._metrics: dict[str, list[Tensor]] = {}
+        self._metrics: dict[str, list[Tensor]] = {}  # of the latest updates
+        self._sums: dict[str, tuple[float, int]] = {}  # and, folded, of those before
 
     def every(self, steps: int) -> bool:
         """Whether this rollout passed a multiple of `steps` environment steps (or the end)."""
@@ -39,15 +42,25 @@ class Progress:
         return passed or self.env_steps >= self.total_steps
 
     def record(self, metrics: dict[str, Tensor]) -> None:
+        """Keep an update's metrics for `drain`; every few hundred are folded into sums, and must be finite."""
         self.updates += 1
         for name, value in metrics.items():
             self._metrics.setdefault(name, []).append(value)
+        if self.updates % FOLD_EVERY == 0:
+            self._fold()
+
+    def _fold(self) -> None:
+        self.check()
+        for name, values in self._metrics.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + float(torch.stack(values).double().sum()), count + len(values)
+        self._metrics.clear()
 
     def check(self) -> None:
         """Refuse to go on from numbers that are none.
 
         Raises:
-            Diverged: a metric since the last `drain` is NaN or infinite.
+            Diverged: a metric of the latest updates is NaN or infinite.
         """
         for name, values in self._metrics.items():
             worst = torch.stack(values).sum()
@@ -63,9 +76,9 @@ class Progress:
         Raises:
             Diverged: a metric is NaN or infinite.
         """
-        self.check()
-        means = {name: float(torch.stack(values).mean()) for name, values in self._metrics.items()}
-        self._metrics.clear()
+        self._fold()
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums.clear()
         means |= self._episodes()
         if self.seconds > 0:
             means["time_env"] = self.collector.env_seconds / self.seconds
@@ -109,7 +122,7 @@ class Progress:
 
 
 def train(
-    algorithm: Algorithm, env: VecEnv, total_steps: int, *, seed: int = 0, state: Tree | None = None
+    algorithm: Algorithm, env: VecEnv, total_steps: int, *, seed: int = 0, threads: int = 1, state: Tree | None = None
 ) -> Iterator[Progress]:
     """Alternate between playing and learning until `total_steps` environment steps; yields after every rollout.
 
@@ -117,8 +130,12 @@ def train(
         algorithm: plays and learns; changed in place.
         env: the environments it plays; reset with a seed derived from `seed`.
         total_steps: environment steps, counted over all environments.
+        threads: CPU threads PyTorch uses from here on. Small networks are faster with 1, and on a busy machine many
+            times so; 0 leaves the number as it is.
         state: of an earlier `Progress.state_dict()`, to continue from there.
     """
+    if threads:
+        torch.set_num_threads(threads)
     # Adam's moments of silent units decay into denormal numbers, with which arithmetic is ten times slower
     torch.set_flush_denormal(True)
     progress = Progress(algorithm, env, total_steps, seed)

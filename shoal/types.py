@@ -6,6 +6,7 @@ observation shape and an action space form a *group* and share one tensor axis. 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -26,6 +27,16 @@ Tree = dict[str, Any]
 
 class ShoalError(Exception):
     """Something the user can mend; its message says what was wrong and what would be right."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for the most similar known name, or the list of all."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:  # a wrong suite, say: compare what follows it
+        tails = {k.split("/")[-1]: k for k in known}
+        close = [tails[t] for t in difflib.get_close_matches(name.split("/")[-1], tails, n=1, cutoff=0.5)]
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True)

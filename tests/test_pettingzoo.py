@@ -149,6 +149,10 @@ def broken(relay: Any, what: str) -> Any:
                 result[1]["runner_0"] = float("inf")
             if what == "missing":
                 del result[1]["caller_0"]
+            if what == "cut" and result[3].get("caller_0"):
+                del result[0]["caller_0"]
+            if what == "dict":
+                return list(result[0].values()), *result[1:]
             if what == "old":
                 return result[:4]
             if what == "stays":
@@ -168,6 +172,8 @@ FAULTS = {
     "missing": "no reward of caller_0",
     "old": "must return .observations, rewards, terminations, truncations, infos",
     "stays": "still in `agents`",
+    "cut": "no observation of caller_0, who is still there or was truncated",
+    "dict": "it raised",
     "space": "observation space of caller_0",
     "unbounded": "action space of runner_1 has no bounds",
 }

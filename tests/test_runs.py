@@ -392,3 +392,52 @@ def test_a_run_opens_from_another_directory(tmp_path: Path, monkeypatch: Any) ->
     monkeypatch.chdir(tmp_path)
     assert experiment.open_run(directory).env.endswith("conftest.py:Relay")
     assert cli.main(["eval", str(directory), "--episodes", "2"]) == 0
+
+
+def test_evaluating_in_the_training_environment_does_not_disturb_training() -> None:
+    """The loop a user writes first: `evaluate(algorithm, env)` with the one environment there is."""
+    ends = []
+    for evaluating in (False, True):
+        for name, arguments in (("tutorial/drift", {}), ("mpe/simple_spread", {}), (FACTORY, {})):
+            env = shoal.make(name, 2, **arguments)
+            algorithm = shoal.build("maddpg", env.spec, warmup=20, batch_size=16)
+            for progress in shoal.train(algorithm, env, 130):
+                if evaluating and progress.every(26):
+                    shoal.evaluate(algorithm, env, episodes=3)
+            ends.append(list(tree.leaves(progress.state_dict()["experience"])))
+    for one, two in zip(ends[:3], ends[3:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_metrics_do_not_pile_up_when_nobody_drains() -> None:
+    env = shoal.make("tutorial/drift")
+    algorithm = shoal.build("maddpg", env.spec, warmup=16, batch_size=16, net={"hidden": (4,)})
+    for progress in shoal.train(algorithm, env, 1100):
+        assert all(len(values) <= 500 for values in progress._metrics.values())
+    assert progress.updates > 1000
+    assert np.isfinite(progress.drain()["critic_loss"])
+
+
+def test_a_replay_that_cannot_fit_is_refused(tmp_path: Path, capsys: Any) -> None:
+    arguments = ["maddpg", "tutorial/drift", "--buffer-size", "1000000000000", "--out", str(tmp_path / "run")]
+    assert shoal_train(*arguments) == 2
+    assert "set buffer_size to" in capsys.readouterr().err
+
+
+def test_a_run_that_learned_nothing_says_so(tmp_path: Path, capsys: Any) -> None:
+    shoal_train("maddpg", "tutorial/drift", "--total-steps", "500", "--out", str(tmp_path / "run"))
+    assert "nothing was learned" in capsys.readouterr().out
+
+
+def test_more_mistakes(capsys: Any) -> None:
+    for env, message in (
+        (f"{Path(__file__)}:needs_level", "needs the argument 'level': --env.level"),
+        ("pettingzoo/butterfly/pistonbal", "did you mean 'butterfly/pistonball"),
+        ("pettingzoo/no_such.module_here", "cannot import 'no_such.module_here'"),
+    ):
+        assert cli.main(["train", "maddpg", env, "--out", "/nowhere/run"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def needs_level(level: int) -> Any:
+    raise AssertionError("not to be called without it")

@@ -25,7 +25,7 @@ class Problem:
     """Whether shoal copes with it (other libraries may not)."""
 
     def __str__(self) -> str:
-        return f"{self.what}. {self.fix}"
+        return f"{self.what}. {self.fix}" if self.fix else self.what
 
 
 def check_env(env: Any, steps: int = 300, seed: int = 0) -> None:
@@ -51,6 +51,8 @@ def problems(env: Any, steps: int = 300, seed: int = 0) -> list[Problem]:
         return _ParallelCheck(env).run(steps, seed)
     except ShoalError as error:
         return [Problem(str(error), "")]
+    except Exception as error:  # whatever else a user's environment does
+        return [Problem(f"it raised {type(error).__name__}: {error}", "Look at the method that was called last")]
 
 
 class _ParallelCheck:
@@ -137,8 +139,8 @@ class _ParallelCheck:
                 raise ShoalError(f"{place}: the reward of {agent} is {rewards[agent]}")
             if agent in observations:
                 self._observation(agent, observations[agent], place)
-            elif agent in self.env.agents:
-                raise ShoalError(f"{place}: no observation of {agent}, who is still there")
+            elif agent in self.env.agents or not terminations[agent]:
+                raise ShoalError(f"{place}: no observation of {agent}, who is still there or was truncated")
             if (terminations[agent] or truncations[agent]) and agent in self.env.agents:
                 self.note(
                     "stays",
@@ -152,11 +154,11 @@ class _ParallelCheck:
 
     @staticmethod
     def _copies(observations: dict[str, Any]) -> dict[str, Any]:
-        return {a: np.array(o) for a, o in observations.items() if isinstance(o, np.ndarray)}
+        return {a: np.array(_plain(o)) for a, o in observations.items() if isinstance(_plain(o), np.ndarray)}
 
     def _unchanged(self, observations: dict[str, Any], kept: dict[str, Any], place: str) -> None:
         for agent, copy in kept.items():
-            if not np.array_equal(observations[agent], copy, equal_nan=True):
+            if not np.array_equal(_plain(observations[agent]), copy, equal_nan=True):
                 self.note(
                     "alias",
                     Problem(
@@ -179,6 +181,11 @@ class _ParallelCheck:
                         harmless=True,
                     ),
                 )
+
+
+def _plain(observation: Any) -> Any:
+    """What is observed, without an action mask beside it."""
+    return observation.get("observation") if isinstance(observation, dict) else observation
 
 
 def _check_vec(env: VecEnv, steps: int, seed: int) -> list[Problem]:
@@ -218,7 +225,12 @@ def _check_view(view: View, env: VecEnv, place: str) -> None:
     for name, group in spec.groups.items():
         shape = (env.num_envs, group.num_agents)
         _check_tensor(view.obs[name], (*shape, *group.obs_shape), f"{place}: obs of {name}")
-        _check_tensor(view.legal[name], (*shape, group.action.size if group.masked else 0), f"{place}: legal of {name}")
+        _check_tensor(
+            view.legal[name],
+            (*shape, group.action.size if group.masked else 0),
+            f"{place}: legal of {name}",
+            torch.bool,
+        )
     _check_tensor(view.state, (env.num_envs, spec.state_size), f"{place}: state")
 
 
@@ -228,14 +240,14 @@ def _check_step(step: Step, env: VecEnv, place: str) -> None:
     for name, group in env.spec.groups.items():
         shape = (env.num_envs, group.num_agents)
         for what in ("reward", "terminated", "alive"):
-            tensor = getattr(step, what)[name]
-            _check_tensor(tensor, shape, f"{place}: {what} of {name}")
-            if what != "reward" and tensor.dtype != torch.bool:
-                raise ShoalError(f"{place}: {what} of {name} is {tensor.dtype}; torch.bool is needed")
-    _check_tensor(step.ended, (env.num_envs,), f"{place}: ended")
+            dtype = torch.float32 if what == "reward" else torch.bool
+            _check_tensor(getattr(step, what)[name], shape, f"{place}: {what} of {name}", dtype)
+    _check_tensor(step.ended, (env.num_envs,), f"{place}: ended", torch.bool)
 
 
-def _check_tensor(tensor: torch.Tensor, shape: tuple[int, ...], place: str) -> None:
+def _check_tensor(tensor: torch.Tensor, shape: tuple[int, ...], place: str, dtype: torch.dtype = torch.float32) -> None:
+    if tensor.dtype != dtype:
+        raise ShoalError(f"{place} is {tensor.dtype}; {dtype} is needed")
     if tuple(tensor.shape) != shape:
         raise ShoalError(f"{place} has shape {list(tensor.shape)}; {list(shape)} is needed")
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():

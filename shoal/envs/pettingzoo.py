@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
 from shoal import actions as action_spaces
-from shoal.types import Action, Box, Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View
+from shoal.types import Action, Box, Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View, nearest
 
 Factory = Callable[[], Any]
 CONSTANT = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Tuple, spaces.Dict)
@@ -245,6 +246,9 @@ class ParallelEnvs:
             self.terminated[name][index, j] = bool(terminations[agent])
             if terminations[agent] or truncations[agent]:
                 left.add(agent)
+            if agent not in observations and not terminations[agent]:
+                place = f"{self.name}, environment {index}, step {self.steps[index]}"
+                raise ShoalError(f"{place}: no observation of {agent}, who is still there or was truncated")
         for agent in self.place.keys() - set(acting):  # it left earlier: nothing more to bootstrap from
             name, j = self.place[agent]
             self.terminated[name][index, j] = True
@@ -293,10 +297,14 @@ class ParallelEnvs:
         self.seed = state["seed"]
         for index, (episode, history) in enumerate(zip(state["episode"], state["history"], strict=True)):
             self.episode[index] = episode - 1
+            if episode < 0:  # never reset
+                self.episode[index] = -1
+                continue
             self._start(index)
             for t in range(len(next(iter(history.values()), ()))):
                 self._step_one(index, {name: rows[t] for name, rows in history.items()})
-        if any(not torch.equal(self.view.obs[n], obs) for n, obs in state["obs"].items()):
+        started = [episode >= 0 for episode in state["episode"]]
+        if any(not torch.equal(self.view.obs[n][started], obs[started]) for n, obs in state["obs"].items()):
             warnings.warn(
                 f"{self.name} does not repeat an episode from its seed and actions: the run goes on, "
                 "but not bit for bit as without the interruption",
@@ -330,7 +338,17 @@ def make(name: str, num_envs: int, **arguments: Any) -> ParallelEnvs:
     import pettingzoo
 
     if "." in name.split("/")[-1]:
-        return ParallelEnvs(lambda: importlib.import_module(name).parallel_env(**arguments), num_envs, name)
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise ShoalError(f"cannot import {name!r}: {error}") from error
+        return ParallelEnvs(lambda: module.parallel_env(**arguments), num_envs, name)
     known = names()
+    if not any(name in (k, k.rsplit("-v", 1)[0]) for k in known):
+        raise ShoalError(f"PettingZoo has no parallel environment {name!r}; {nearest(name, known)}")
     full = name if name in known else max((k for k in known if k.rsplit("-v", 1)[0] == name), default=name)
-    return ParallelEnvs(lambda: pettingzoo.make("parallel", full, **arguments), num_envs, name)
+    try:
+        return ParallelEnvs(lambda: pettingzoo.make("parallel", full, **arguments), num_envs, name)
+    except (ImportError, DependencyNotInstalled) as error:
+        family = full.split("/")[0]
+        raise ShoalError(f"{name} is not installed: pip install 'pettingzoo[{family}]' ({error})") from error

@@ -68,6 +68,8 @@ class Against:
         self.env, self.team = env, Team(opponents)
         self.num_envs = env.num_envs
         self.spec = EnvSpec({g: env.spec.groups[g] for g in self.mine}, env.spec.state_size)
+        self.start = self.memory = self.team.initial_memory(self.num_envs)
+        self.theirs = View({}, {}, torch.zeros(0))
 
     def _remember(self, view: View) -> View:
         self.theirs = part(view, list(self.team.members))

@@ -156,7 +156,8 @@ class ParticleEnv:
     def state_dict(self) -> Tree:
         state: Tree = {name: torch.from_numpy(getattr(self.world, name).view()) for name in STATE if name != "rng"}
         state["rng"] = torch.from_numpy(self.world.rng.view(np.int64))
-        return {**state, "steps": torch.from_numpy(self.buffers.steps), "obs": self._view.state}
+        steps = torch.from_numpy(self.buffers.steps)
+        return {**state, "steps": steps, "obs": self._view.state, "seeded": self.seeded}
 
     def load_state_dict(self, state: Tree) -> None:
         for name in STATE:
@@ -164,7 +165,7 @@ class ParticleEnv:
             array[...] = state[name].numpy().view(array.dtype)
         self.buffers.steps[:] = state["steps"].numpy()
         self._view.state.copy_(state["obs"])
-        self.seeded = True
+        self.seeded = state["seeded"]
 
     def close(self) -> None:
         if self.pool:
