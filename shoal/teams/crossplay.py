@@ -47,7 +47,10 @@ class CrossPlay:
         ]
         for row in self.labels:
             cells = [self.cell(row, column, side) for column in self.labels]
-            texts = [f"{c['mean']:.2f} [{c['ci95'][0]:.2f}, {c['ci95'][1]:.2f}]" for c in cells]
+            texts = [  # of one pair of runs there is no interval
+                f"{c['mean']:.2f}" + (f" [{c['ci95'][0]:.2f}, {c['ci95'][1]:.2f}]" if c["pairs"] > 1 else "")
+                for c in cells
+            ]
             lines.append(f"| {row} | " + " | ".join(texts) + " |")
         return "\n".join(lines)
 
