@@ -406,3 +406,14 @@ def test_the_example_scenario_keeps_its_contract() -> None:
     env = load(path, "own_scenario_for_test").make(num_envs=3, N=4)
     assert set(env.spec.groups) == {"guide", "follower"}
     check_env(env, steps=60)
+
+
+def test_dynamic_rescaling_decides_whether_discs_shrink_with_a_wider_view() -> None:
+    inked = []
+    for rescaling in (True, False):
+        env = mpe.make("simple_spread", 1, dynamic_rescaling=rescaling)
+        env.reset(0)
+        env.world_of(0).pos[:] = 0.0
+        env.world_of(0).pos[0] = [4.0, 4.0]
+        inked.append(int((env.render().min(2) < 200).sum()))
+    assert inked[1] > 3 * inked[0]

@@ -25,7 +25,7 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
     """The arguments of `make`, beside name and num_envs."""
     own = inspect.signature(importlib.import_module(f"{__name__}.{name}").Params).parameters
     common = inspect.signature(ParticleEnv).parameters
-    return {**own, **{key: common[key] for key in ("max_cycles", "continuous_actions", "threads")}}
+    return {**own, **{key: common[key] for key in ("max_cycles", "continuous_actions", "dynamic_rescaling", "threads")}}
 
 
 def hints(name: str) -> dict[str, Any]:

@@ -16,16 +16,17 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def draw(env: ParticleEnv, index: int, size: int = 350) -> NDArray[np.uint8]:
-    """Environment `index` as `[size, size, 3]`. The view widens when something leaves [-1.1, 1.1]."""
+    """Environment `index` as `[size, size, 3]`. The view widens when something leaves the field, [-1.1, 1.1]."""
     world, layout = env.world_of(index), env.layout
-    reach = max(1.1, 1.02 * float((np.abs(world.pos).max(1) + world.size).max()))
+    field = 1.1
+    reach = max(field, 1.02 * float((np.abs(world.pos).max(1) + world.size).max()))
     large, colors = size * SMOOTH, env.colors(index)
     picture = Image.new("RGB", (large, large), "white")
     canvas = ImageDraw.Draw(picture)
     agents = len(layout.agents)
     for entity in np.argsort(-world.size, kind="stable").tolist():  # large below small: nothing is hidden
         x, y = (world.pos[entity, 0] / reach + 1) * large / 2, (1 - world.pos[entity, 1] / reach) * large / 2
-        r = world.size[entity] / reach * large / 2
+        r = world.size[entity] / (reach if env.dynamic_rescaling else field) * large / 2
         fill = tuple(int(255 * min(max(c, 0.0), 1.0)) for c in colors[entity])
         if entity < agents:  # paler than landmarks
             fill = tuple(int(c + (255 - c) * 0.25) for c in fill)

@@ -33,6 +33,7 @@ class ParticleEnv:
         max_cycles: steps in an episode; reaching it is a truncation.
         continuous_actions: numbers in [-1, 1] instead of choices: for an agent that moves five (stay, left, right,
             down, up; a push of (right - left, up - down) / 2), then one for each word it can say.
+        dynamic_rescaling: in pictures wider than the field, discs shrink with it; else they keep their size.
         threads: 0 chooses by the number of environments.
         arguments: the scenario's own.
 
@@ -47,6 +48,7 @@ class ParticleEnv:
         *,
         max_cycles: int = 25,
         continuous_actions: bool = False,
+        dynamic_rescaling: bool = True,
         threads: int = 0,
         **arguments: Any,
     ) -> None:
@@ -59,7 +61,7 @@ class ParticleEnv:
         self.scenario, self.num_envs, self.continuous = scenario, num_envs, continuous_actions
         self.params = scenario.Params(**{key: 0 if value is None else value for key, value in arguments.items()})
         self.layout: Layout = scenario.layout(self.params)
-        self.max_cycles = max_cycles
+        self.max_cycles, self.dynamic_rescaling = max_cycles, dynamic_rescaling
         self.world = _world(self.layout, num_envs)
         self.threads = threads or max(1, min(os.cpu_count() or 1, num_envs // THREAD_ENVS))
         self.pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
