@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shoal.log import read_evaluations, read_metrics
 
-UNIT = "return per agent (mean over agents of the undiscounted episode reward)"
+UNIT = "return per agent\n(mean over agents of the undiscounted episode reward)"
 
 
 def curves(directory: Path, title: str) -> Path:
