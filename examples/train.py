@@ -5,21 +5,16 @@ python examples/train.py 20000
 
 import sys
 
-import torch
-
 import shoal
 
-torch.set_num_threads(1)  # as `shoal train` does: networks this small are many times faster with one
 total_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
 
 env = shoal.make("mpe/simple_spread", num_envs=64)
-test = shoal.make("mpe/simple_spread", num_envs=100)  # one of its own: evaluating starts new episodes
 algorithm = shoal.build("maddpg", env.spec, update_every=32, batch_size=512, buffer_size=500_000, warmup=10_000)
 for progress in shoal.train(algorithm, env, total_steps=total_steps):
     if progress.every(50_000):
-        print(progress.env_steps, shoal.evaluate(algorithm, test, episodes=100))
-        progress.drain()  # means of the losses since the last call; raises where one is NaN
+        print(progress.env_steps, shoal.evaluate(algorithm, env, episodes=100))
 
-view, memory = test.reset(seed=1), algorithm.initial_memory(test.num_envs)
+view, memory = env.reset(seed=1), algorithm.initial_memory(env.num_envs)
 actions, memory = algorithm.act(view, memory, explore=False)
 print({group: action[0].tolist() for group, action in actions.items()})
