@@ -28,7 +28,7 @@ demo: $(VENV)/core  ## train MADDPG on mpe/simple_spread (about three minutes), 
 test: $(VENV)/full  ## the fast test suite
 	$(BIN)/pytest -n 2
 
-test-slow: $(VENV)/full  ## the learning results (about half an hour)
+test-slow: $(VENV)/full  ## the learning results (ten to thirty minutes)
 	$(BIN)/pytest -m slow -n 2
 
 check: $(VENV)/full  ## format, lint, types, layers
