@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 
 import torch
+from numba import njit
+from torch import Tensor
 
 from shoal import actions, tree
 from shoal.types import Agents, Batch, EnvSpec, ShoalError, Tree
@@ -33,17 +35,21 @@ def allocate(spec: EnvSpec, lead: tuple[int, ...], memory_sizes: dict[str, int])
 
 
 class Replay:
-    """A ring of transitions, sampled uniformly with replacement.
+    """A ring of steps of which sequences are drawn: uniformly, or by priority; a sequence may span episodes.
 
     Args:
         spec: of the environments that are played.
         num_envs: environments that step together.
         capacity: transitions kept (one transition: one step of all agents of one environment).
-        batch_size: transitions in a sampled batch.
+        batch_size: sequences in a sampled batch.
         update_every: environment steps, counted over all environments, for each batch to learn from.
         warmup: environment steps before the first batch.
         generator: draws the samples; its state belongs to the checkpoint.
+        length: steps in a sequence; 0: single transitions, without a time axis.
         with_state: also keep the global state, for algorithms that read it.
+        memory: width of the agents' memory, kept with every step so that a sequence can start anywhere.
+        priority: exponent alpha of prioritised replay (Schaul et al. 2016, arXiv 1511.05952); 0: uniform.
+        correction: exponent beta of its importance weights.
 
     Raises:
         ShoalError: it would hold nothing, or more than this machine's memory.
@@ -59,28 +65,43 @@ class Replay:
         update_every: int,
         warmup: int,
         generator: torch.Generator,
+        length: int = 0,
         with_state: bool = False,
+        memory: int = 0,
+        priority: float = 0.0,
+        correction: float = 0.0,
     ) -> None:
-        rows = capacity // num_envs
-        if rows < 1:
-            raise ShoalError(f"buffer_size {capacity} holds no step of {num_envs} environments; use {num_envs} or more")
+        rows, self.length = capacity // num_envs, max(length, 1)
+        if rows < self.length:
+            what = f"sequence of {length} steps" if length else "step"
+            raise ShoalError(
+                f"buffer_size {capacity} holds no {what} of {num_envs} environments; use {num_envs * self.length} or more"
+            )
         self.num_envs, self.rows = num_envs, rows
         self.batch_size, self.update_every = batch_size, update_every
-        self.warmup = max(warmup, batch_size)
+        self.warmup = max(warmup, batch_size, num_envs * self.length)
         self.generator = generator
         self.rollout_steps = min(max(1, update_every // num_envs), rows)
         spec = spec if with_state else EnvSpec(spec.groups, 0)
-        self._refuse_what_does_not_fit(spec, rows * num_envs)
-        self.storage = allocate(spec, (rows, num_envs), {})
+        sizes = dict.fromkeys(spec.groups, memory)
+        self._refuse_what_does_not_fit(spec, sizes, rows * num_envs)
+        self.storage = allocate(spec, (rows, num_envs), sizes)
         self.ring = tree.leaves(self.storage)
-        self.drawn: Batch = tree.map(lambda x: x.new_zeros(batch_size, *x.shape[2:]), self.storage)
-        flat = [x.flatten(0, 1) for x in self.ring]
-        self.columns = [(x, out) for x, out in zip(flat, tree.leaves(self.drawn), strict=True) if x.numel()]
+        drawn: Batch = tree.map(lambda x: x.new_zeros(self.length, batch_size, *x.shape[2:]), self.storage)
+        flat = [(x.flatten(0, 1), out.flatten(0, 1)) for x, out in zip(self.ring, tree.leaves(drawn), strict=True)]
+        self.columns = [(x, out) for x, out in flat if x.numel()]
+        self.drawn = drawn if length else tree.index(drawn, 0)
+        self.ahead = torch.arange(self.length).unsqueeze(1)
         self.written = 0  # rows, ever
+        self.correction = correction
+        self.priorities = SumTree(rows * num_envs, priority) if priority else None
+        self.slots = torch.zeros(0, dtype=torch.int64)  # where the sequences of the latest draw start
+        self.weight = torch.ones(batch_size)
+        """Importance of each sequence of the latest draw, at most 1."""
 
     @staticmethod
-    def _refuse_what_does_not_fit(spec: EnvSpec, transitions: int) -> None:
-        one = sum(x.numel() * x.element_size() for x in tree.leaves(allocate(spec, (1, 1), {})))
+    def _refuse_what_does_not_fit(spec: EnvSpec, sizes: dict[str, int], transitions: int) -> None:
+        one = sum(x.numel() * x.element_size() for x in tree.leaves(allocate(spec, (1, 1), sizes)))
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if one * transitions > 0.8 * memory:
             raise ShoalError(
@@ -105,22 +126,56 @@ class Replay:
                     ring[: steps - first] = new[first:]
         before = max(self.written * self.num_envs, self.warmup)
         self.written += steps
+        if self.priorities is not None:
+            self._enter(self.written - steps, self.written)
         after = max(self.written * self.num_envs, self.warmup)
         for _ in range(after // self.update_every - before // self.update_every):
             yield self.sample()
 
+    def _enter(self, old: int, new: int) -> None:
+        """Rows old..new were written: what they replaced can start no sequence, and sequences they complete can."""
+        assert self.priorities is not None
+        gone = torch.arange(old, new)
+        begun = torch.arange(max(old - self.length + 1, 0), max(new - self.length + 1, 0))
+        self.priorities.set(self._slots(gone), torch.zeros(len(gone) * self.num_envs))
+        self.priorities.set(self._slots(begun), self.priorities.highest.expand(len(begun) * self.num_envs))
+
+    def _slots(self, rows: Tensor) -> Tensor:
+        """Where the steps of `rows` lie, in every environment."""
+        return ((rows % self.rows).unsqueeze(1) * self.num_envs + torch.arange(self.num_envs)).flatten()
+
     def sample(self) -> Batch:
-        """`batch_size` transitions drawn uniformly, with one leading axis. The next draw overwrites them."""
-        filled = min(self.written, self.rows) * self.num_envs
-        where = torch.randint(filled, (self.batch_size,), generator=self.generator)
+        """`batch_size` sequences (`[time, batch, ...]`; without `length`, `[batch, ...]`). The next draw overwrites them."""
+        filled = min(self.written, self.rows)
+        starts = (filled - self.length + 1) * self.num_envs
+        if self.priorities is None:
+            oldest = (self.written - filled) * self.num_envs
+            self.slots = torch.randint(starts, (self.batch_size,), generator=self.generator) + oldest
+        else:
+            self.slots, probability = self.priorities.sample(self.batch_size, self.generator)
+            weight = (probability * starts) ** -self.correction
+            self.weight = weight / weight.max()
+        where = (self.slots + self.num_envs * self.ahead).flatten() % (self.rows * self.num_envs)
         for column, out in self.columns:
             torch.index_select(column, 0, where, out=out)
         return self.drawn
 
+    def prioritise(self, error: Tensor) -> None:
+        """The sequences of the latest draw had these absolute errors `[batch]`."""
+        if self.priorities is not None:
+            self.priorities.set(self.slots, self.priorities.of(error.cpu()))
+
+    def cut(self) -> None:
+        """What is added next does not follow what was added last: the sequences end here, as at a time limit."""
+        if self.written:
+            self.storage.ended[(self.written - 1) % self.rows] = True
+
     def state_dict(self) -> Tree:
         filled = min(self.written, self.rows)
         rows = [x[:filled] for x in self.ring]
-        return {"written": self.written, "rows": rows, "generator": self.generator.get_state()}
+        priorities = self.priorities.state_dict() if self.priorities is not None else None
+        generator = self.generator.get_state()
+        return {"written": self.written, "rows": rows, "generator": generator, "priorities": priorities}
 
     def load_state_dict(self, state: Tree) -> None:
         self.written = state["written"]
@@ -128,3 +183,66 @@ class Replay:
         for x, saved in zip(self.ring, state["rows"], strict=True):
             x[:filled] = saved
         self.generator.set_state(state["generator"])
+        if self.priorities is not None:
+            self.priorities.load_state_dict(state["priorities"])
+
+
+class SumTree:
+    """Priorities of which one is drawn with probability p_i^alpha / sum_j p_j^alpha, in logarithmic time.
+
+    Args:
+        size: number of slots, all with priority 0 at first.
+        exponent: alpha.
+    """
+
+    def __init__(self, size: int, exponent: float) -> None:
+        self.exponent, self.leaves = exponent, 1 << (size - 1).bit_length()
+        self.sums = torch.zeros(2 * self.leaves, dtype=torch.float64)  # node k has the children 2k and 2k + 1
+        self.highest = torch.ones((), dtype=torch.float64)
+
+    def of(self, error: Tensor) -> Tensor:
+        """(|error| + 1e-6)^alpha; remembers the highest, which is what new slots get."""
+        values = (error.abs().double() + 1e-6) ** self.exponent
+        self.highest = torch.maximum(self.highest, values.max())
+        return values
+
+    def set(self, slots: Tensor, values: Tensor) -> None:
+        """New priorities `[n]` of `slots` `[n]`."""
+        _set(self.sums.numpy(), self.leaves, slots.numpy(), values.double().numpy())
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Slots `[count]`, one from each of `count` equal shares of the sum, and their probabilities."""
+        shares = torch.rand(count, generator=generator, dtype=torch.float64) + torch.arange(count)
+        slots = torch.empty(count, dtype=torch.int64)
+        _descend(self.sums.numpy(), self.leaves, (shares / count).numpy(), slots.numpy())
+        return slots, (self.sums[self.leaves + slots] / self.sums[1]).float()
+
+    def state_dict(self) -> Tree:
+        return {"leaves": self.sums[self.leaves :], "highest": self.highest}
+
+    def load_state_dict(self, state: Tree) -> None:
+        self.highest = state["highest"]
+        self.set(torch.arange(self.leaves), state["leaves"])
+
+
+@njit(cache=True)  # type: ignore[misc]
+def _set(sums, leaves, slots, values):  # type: ignore[no-untyped-def]
+    for i in range(len(slots)):
+        node = leaves + slots[i]
+        sums[node] = values[i]
+        node //= 2
+        while node:
+            sums[node] = sums[2 * node] + sums[2 * node + 1]
+            node //= 2
+
+
+@njit(cache=True)  # type: ignore[misc]
+def _descend(sums, leaves, shares, slots):  # type: ignore[no-untyped-def]
+    for i in range(len(shares)):
+        left, node = shares[i] * sums[1], 1
+        while node < leaves:
+            node *= 2
+            if left >= sums[node] and sums[node + 1] > 0:  # rounding must not lead where nothing is
+                left -= sums[node]
+                node += 1
+        slots[i] = node - leaves

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shoal.collect import LocalCollector
-from shoal.types import Algorithm, Metrics, ShoalError, Tree, VecEnv
+from shoal.types import Algorithm, Metrics, ShoalError, Stateful, Tree, VecEnv
 
 FOLD_EVERY = 500  # updates
 
@@ -116,6 +116,8 @@ class Progress:
         self.algorithm.load_state_dict(state["algorithm"])
         self.experience.load_state_dict(state["experience"])
         self.collector.load_state_dict(state["collector"])
+        if not isinstance(self.env, Stateful):  # it starts new episodes: what was kept does not go on
+            self.experience.cut()
         self.env_steps = self.previous_steps = state["env_steps"]
         self.seconds, self.updates = state["seconds"], state["updates"]
         self.collector.env_seconds, self.collector.acting_seconds, self.learning_seconds = state["clocks"]

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from shoal.nets.gru import Gru
+
 
 class Mlp(nn.Module):
     """`copies` perceptrons of the same sizes side by side: `[copies, batch, in] -> [copies, batch, out]`, ReLU between.
@@ -82,51 +84,107 @@ class Pullback:
 
 
 class AgentNet(nn.Module):
-    """One perceptron per agent, or one for all: `[batch, agent, in] -> [ensemble, batch, agent, out]`.
+    """One network per agent, or one for all: `[..., batch, agent, in] -> [ensemble, ..., batch, agent, out]`.
+
+    A perceptron; or, with memory, a perceptron, a gated recurrent unit and a linear layer.
 
     Args:
         num_agents: length of the agent axis.
-        sizes: input, hidden and output widths of each perceptron.
-        shared: one set of weights for all agents, told apart by a one-hot identity appended to the input;
-            without, every agent has its own weights, stacked and multiplied as a batch.
-        ensemble: independent networks for each agent (two critics, say).
+        sizes: input, hidden and output widths of each network.
+        shared: one set of weights for all agents; without, every agent has its own, stacked and multiplied as a batch.
+        identity: tell agents of shared weights apart by a one-hot number appended to the input.
+        ensemble: independent networks for each agent (two critics, say); 1 with memory.
+        memory: width of the recurrent unit; 0: none.
     """
 
     def __init__(
-        self, num_agents: int, sizes: tuple[int, ...], *, shared: bool, generator: torch.Generator, ensemble: int = 1
+        self,
+        num_agents: int,
+        sizes: tuple[int, ...],
+        *,
+        shared: bool,
+        generator: torch.Generator,
+        identity: bool = True,
+        ensemble: int = 1,
+        memory: int = 0,
     ) -> None:
         super().__init__()
         self.num_agents, self.shared, self.ensemble, self.size = num_agents, shared, ensemble, sizes[0]
+        self.memory = memory
+        named = shared and identity and num_agents > 1
         self.identity: Tensor
-        self.register_buffer("identity", torch.eye(num_agents) if shared and num_agents > 1 else torch.zeros(1, 0))
+        self.register_buffer("identity", torch.eye(num_agents) if named else torch.zeros(1, 0))
         sizes = (sizes[0] + self.identity.shape[1], *sizes[1:])
-        self.mlp = Mlp(sizes, ensemble * (1 if shared else num_agents), generator)
+        copies = ensemble * (1 if shared else num_agents)
+        if not memory:
+            self.mlp = Mlp(sizes, copies, generator)
+            return
+        self.mlp = Mlp(sizes[:-1], copies, generator)
+        self.gru = Gru(sizes[-2], memory, copies, generator)
+        self.head = Mlp((memory, sizes[-1]), copies, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._outward(self.mlp(self._input_inward(x)), len(x))
+        return self._outward(self.mlp(self._input_inward(x)), x.shape[:-2])
+
+    def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """One step in play: `[batch, agent, in]`, memory `[batch, agent, width]` -> output `[batch, agent, out]`, memory."""
+        if not self.memory:
+            return self(x)[0], memory
+        hidden = self.mlp(self._input_inward(x)).relu_()
+        keep = torch.ones(1, hidden.shape[1], dtype=torch.bool, device=x.device)
+        after = self.gru(hidden.unsqueeze(1), self._inward(memory.unsqueeze(0)), keep).squeeze(1)
+        return self._outward(self.head(after), x.shape[:-2])[0], self._outward(after, x.shape[:-2])[0]
+
+    def unroll(self, x: Tensor, memory: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
+        """A sequence: `[time, batch, agent, in]` -> outputs and memory after each step, `[time, batch, agent, ...]`.
+
+        Args:
+            memory: before the first step, `[batch, agent, width]`.
+            ended: `[time, batch]` bool; the next step starts another episode, with memory 0.
+        """
+        if not self.memory:
+            return self(x)[0], memory.expand(len(x), *memory.shape)
+        time, rows = len(x), x.shape[1] * (self.num_agents if self.shared else 1)
+        hidden = self.mlp(self._input_inward(x)).relu_().unflatten(1, (time, rows))
+        keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
+        if self.shared:
+            keep = keep.repeat_interleave(self.num_agents, 1)
+        after = self.gru(hidden, self._inward(memory.unsqueeze(0)), keep).flatten(1, 2)
+        return self._outward(self.head(after), x.shape[:-2])[0], self._outward(after, x.shape[:-2])[0]
+
+    def foresee(self, next_x: Tensor, out: Tensor, after: Tensor, ended: Tensor) -> Tensor:
+        """Outputs for the successors of the steps that `unroll` went through, `[time, batch, agent, out]`.
+
+        Each is the next step's output; except where that is another episode's, or there is none: computed anew there.
+        """
+        if not self.memory:
+            return self(next_x)[0]
+        anew = torch.cat([ended[:-1], torch.ones_like(ended[-1:])])
+        following = torch.cat([out[1:], out[-1:]])
+        following[anew] = self.step(next_x[anew], after[anew])[0]
+        return following
 
     @torch.no_grad()
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        """The output, and the chain rule through it."""
+        """The output for `[batch, agent, in]`, and the chain rule through it; without memory only."""
         out, inputs = self.mlp.linearize(self._input_inward(x))
-        return self._outward(out, len(x)), Pullback(self, inputs)
+        return self._outward(out, x.shape[:-2]), Pullback(self, inputs)
 
-    # Inward: from [..., batch, agent, size] to [copies, rows, size]; outward: back
+    # Inward: from [..., agent, size] to [copies, rows, size]; outward: back
 
     def _input_inward(self, x: Tensor) -> Tensor:
+        if self.identity.shape[1]:
+            x = torch.cat([x, self.identity.expand(*x.shape[:-1], -1)], dim=-1)
         if self.shared:
-            if self.identity.shape[1]:
-                x = torch.cat([x, self.identity.expand(len(x), -1, -1)], dim=-1)
             x = x.reshape(1, -1, x.shape[-1])
             return x.expand(self.ensemble, -1, -1) if self.ensemble > 1 else x
-        x = x.transpose(0, 1)  # a view: batched products take any row stride
+        x = x.flatten(0, -3).transpose(0, 1)  # a view: batched products take any row stride
         return x.repeat(self.ensemble, 1, 1) if self.ensemble > 1 else x
 
-    def _outward(self, out: Tensor, batch: int) -> Tensor:
-        agents = self.num_agents
+    def _outward(self, out: Tensor, lead: torch.Size) -> Tensor:
         if self.shared:
-            return out.view(self.ensemble, batch, agents, out.shape[-1])
-        return out.view(self.ensemble, agents, batch, out.shape[-1]).transpose(1, 2)
+            return out.view(self.ensemble, *lead, self.num_agents, out.shape[-1])
+        return out.view(self.ensemble, self.num_agents, *lead, out.shape[-1]).movedim(1, -2)
 
     def _inward(self, grad: Tensor) -> Tensor:
         if self.shared:

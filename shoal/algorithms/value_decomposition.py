@@ -1,0 +1,348 @@
+"""Q-learning for many agents: IQL, VDN, QMIX and QPLEX, with and without memory.
+
+Each agent i has a value Q_i(o_i, a_i), by which it acts; a `mixer` makes the team's value of them:
+
+    none        every agent learns from its own target (IQL: Tan 1993; Tampuu et al. 2017, arXiv 1511.08779)
+    sum         Q_tot = sum_i Q_i (VDN: Sunehag et al. 2018, arXiv 1706.05296)
+    monotonic   Q_tot = f_s(Q_1, ..., Q_N), increasing in each (QMIX: Rashid et al. 2018, arXiv 1803.11485)
+    dueling     every Q_tot whose best joint action is the agents' own best (QPLEX: Wang et al. 2021, arXiv 2008.01062)
+
+With Q' the target network, y the target and mix = identity for IQL, learning minimises (mix(Q_1, ..., Q_N) - y)^2 for
+
+    a*_i = argmax_a Q_i(o'_i, a) over legal actions      (double Q-learning: van Hasselt et al. 2016, arXiv 1509.06461)
+    y    = r + gamma (1 - terminated) mix'(Q'_1(o'_1, a*_1), ..., Q'_N(o'_N, a*_N))
+
+Recurrent networks learn on sequences that start with the memory the agent had when it played them (Kapturowski et al.
+2019, R2D2).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from shoal import actions, explore, optim, tree
+from shoal.nets.dense import AgentNet
+from shoal.nets.mixers import Dueling, Monotonic, Sum
+from shoal.nets.normalise import ValueNorm
+from shoal.replay import Replay
+from shoal.returns import mean_weights, n_step
+from shoal.types import Agents, Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
+
+
+@dataclass(frozen=True)
+class Net:
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    memory: int = 0
+    """Width of the recurrent unit (GRU) between the hidden layers and the values; 0: no memory."""
+    shared: bool = True
+    """One set of weights for all agents of a group instead of one each."""
+    identity: bool = True
+    """Tell agents that share weights apart by a number in their input."""
+
+
+@dataclass(frozen=True)
+class Config:
+    mixer: Literal["none", "sum", "monotonic", "dueling"] = "none"
+    """How the agents' values make the team's: not at all (IQL), VDN, QMIX, QPLEX."""
+    reward: Literal["own", "sum", "mean"] = "mean"
+    """What is learned from: each agent's own reward (mixer none only), or the sum or mean of all agents' rewards."""
+    double: bool = True
+    """The target's action is chosen by the learned network rather than by the target network."""
+    normalise: bool = True
+    """Learn values in units of their running mean and standard deviation."""
+    n_step: int = 1
+    """Rewards in a target before it bootstraps."""
+    lr: float = 5e-4
+    """Learning rate."""
+    gamma: float = 0.99
+    """Discount."""
+    tau: float = 0.01
+    """How far the target network moves towards the learned one when it moves (1: a copy)."""
+    target_every: int = 1
+    """Updates for each move of the target network."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at first."""
+    epsilon_end: float = 0.05
+    """Probability of a random action after epsilon_steps."""
+    epsilon_steps: int = 50_000
+    """Environment steps (all environments together) over which it falls, linearly."""
+    max_grad_norm: float = 10.0
+    """Gradients are scaled down to this norm; 0: never."""
+    batch_size: int = 64
+    """Sequences in an update; without memory, transitions."""
+    sequence: int = 0
+    """Steps of a sequence that are learned from; 0: 1 without memory, 25 with."""
+    burn_in: int = 0
+    """Steps before those, which only bring the memory up to date."""
+    buffer_size: int = 100_000
+    """Transitions kept in the replay."""
+    update_every: int = 4
+    """Environment steps (all environments together) for each update."""
+    warmup: int = 1000
+    """Environment steps before the first update."""
+    priority: float = 0.0
+    """Exponent of prioritised replay; 0: uniform, 0.6: as published."""
+    correction: float = 0.4
+    """Exponent of its importance weights."""
+    embed: int = 32
+    """Units of the monotonic mixing network."""
+    heads: int = 10
+    """Terms in the dueling mixer's importance of an agent."""
+    hyper: int = 64
+    """Hidden units of the networks that make a mixer's weights from the state."""
+    net: Net = field(default_factory=Net)
+
+
+class ValueDecomposition:
+    """See the module's docstring. `spec` is the environment's; `seed` fixes weights, exploration and replay draws."""
+
+    def __init__(self, spec: EnvSpec, config: Config, *, seed: int = 0, device: str = "cpu") -> None:
+        _check(spec, config)
+        self.spec, self.config, self.seed, self.device = spec, config, seed, torch.device(device)
+        self.sampler = torch.Generator(self.device).manual_seed(seed)
+        self.env_steps = self.updates = 0
+        self.length = config.sequence or (25 if config.net.memory else 1)
+        generator = torch.Generator().manual_seed(seed)
+        self.nets = {name: self._net(name, generator) for name in spec.groups}
+        self.mixer = self._mixer(generator)
+        self.module = nn.ModuleDict({"agents": nn.ModuleDict(self.nets), "mixer": self.mixer}).to(self.device)
+        self.target = copy.deepcopy(self.module)
+        self.target_nets: dict[str, AgentNet] = dict(self.target["agents"].items())  # type: ignore[operator]
+        self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
+        self.target_vector = optim.flatten(self.target)[0]
+        self.norm = ValueNorm().to(self.device)
+        self.replay: Replay | None = None
+
+    def _net(self, name: str, generator: torch.Generator) -> AgentNet:
+        group, net = self.spec.groups[name], self.config.net
+        sizes = (group.obs_size, *net.hidden, group.action.size)
+        return AgentNet(
+            group.num_agents, sizes, shared=net.shared, identity=net.identity, memory=net.memory, generator=generator
+        )
+
+    def _mixer(self, generator: torch.Generator) -> nn.Module:
+        groups, config = self.spec.groups.values(), self.config
+        agents = self.spec.num_agents
+        state = self.spec.state_size or sum(g.num_agents * g.obs_size for g in groups)
+        if config.mixer == "monotonic":
+            return Monotonic(agents, state, config.embed, config.hyper, generator)
+        if config.mixer == "dueling":
+            joint = sum(g.num_agents * g.action.size for g in groups)
+            return Dueling(agents, state, joint, config.heads, config.hyper, generator)
+        return Sum() if config.mixer == "sum" else nn.Identity()
+
+    # Playing
+
+    def initial_memory(self, num_envs: int) -> Groups:
+        width = self.config.net.memory
+        return {name: torch.zeros(num_envs, g.num_agents, width) for name, g in self.spec.groups.items()}
+
+    @torch.no_grad()
+    def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
+        view, memory = tree.to(view, self.device), tree.to(memory, self.device)
+        epsilon, chosen, remembered = self.epsilon if explore else 0.0, {}, {}
+        for name in view.obs:
+            q, after = self.nets[name].step(_flat(view.obs[name], 2), memory[name])
+            chosen[name] = self._choose(name, q, view.legal[name], epsilon).cpu()
+            remembered[name] = after.cpu()
+        if explore:
+            self.env_steps += len(view.state)
+        return chosen, remembered
+
+    @property
+    def epsilon(self) -> float:
+        """Probability with which an agent that explores acts at random."""
+        config = self.config
+        return explore.linear(config.epsilon_start, config.epsilon_end, self.env_steps / max(config.epsilon_steps, 1))
+
+    def _choose(self, name: str, q: Tensor, legal: Tensor, epsilon: float) -> Tensor:
+        space = self.spec.groups[name].action
+        best = actions.greedy(space, q, legal)
+        if not epsilon:
+            return best
+        return explore.epsilon_uniform(best, actions.random(space, legal, self.sampler), epsilon, self.sampler)
+
+    # Learning
+
+    def experience(self, num_envs: int) -> Replay:
+        config = self.config
+        self.replay = Replay(
+            self.spec,
+            num_envs,
+            capacity=config.buffer_size,
+            batch_size=config.batch_size,
+            update_every=config.update_every,
+            warmup=config.warmup,
+            generator=torch.Generator().manual_seed(self.seed),
+            length=config.burn_in + self.length + config.n_step - 1,
+            with_state=config.mixer in ("monotonic", "dueling"),
+            memory=config.net.memory,
+            priority=config.priority,
+            correction=config.correction,
+        )
+        return self.replay
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step on sequences `[time, batch, ...]`."""
+        self.updates += 1
+        batch = tree.to(batch, self.device)
+        start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
+        batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
+        q, target = self._values(batch, *start)
+        alive = self._alive(batch)[: len(q)]
+        weights = mean_weights(alive)
+        if self.config.normalise:
+            self.norm.update(target, weights)
+        error = q - self.norm.normalise(target)
+        if self.config.priority and self.replay is not None:
+            importance = self.replay.weight.to(self.device)
+            weights = weights * importance.view(1, -1, *[1] * (weights.ndim - 2))
+        loss = (weights * error.square()).sum()
+        self.optimizer.grad.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = self.optimizer.step()
+        if self.updates % self.config.target_every == 0:
+            optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
+        if self.config.priority and self.replay is not None:
+            self.replay.prioritise(_priority(error.detach().abs() * alive))
+        return {"loss": loss.detach(), "q": self.norm.restore(q.detach()).mean(), "grad_norm": norm}
+
+    @torch.no_grad()
+    def _warm(self, nets: dict[str, AgentNet], batch: Batch) -> Groups:
+        """The memory `[batch, agent, width]` with which learning starts: the stored one, after the burn-in."""
+        steps = self.config.burn_in
+        memory = {name: agents.memory[0] for name, agents in batch.groups.items()}
+        if not steps or not self.config.net.memory:
+            return memory
+        ended = batch.ended[:steps]
+        for name, agents in batch.groups.items():
+            after = nets[name].unroll(_flat(agents.obs[:steps]), memory[name], ended)[1][-1]
+            memory[name] = after * ~ended[-1].view(-1, 1, 1)
+        return memory
+
+    def _values(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[Tensor, Tensor]:
+        """What is learned and its target, `[time, batch]` for a team, `[time, batch, agent]` for independent agents."""
+        taken, best, following, best_following, chosen, next_chosen = [], [], [], [], [], []
+        for name, agents in batch.groups.items():
+            space = self.spec.groups[name].action
+            q, next_q, target_q = self._q(name, agents, batch.ended, start[name], target_start[name])
+            next_action = actions.greedy(space, next_q if self.config.double else target_q, agents.next_legal)
+            taken.append(_pick(q, agents.action) * agents.alive)
+            following.append(_pick(target_q, next_action).masked_fill(agents.terminated, 0.0))
+            if self.config.mixer == "dueling":
+                best.append(actions.mask_logits(q.detach(), agents.legal).amax(-1) * agents.alive)
+                legal = actions.mask_logits(target_q, agents.next_legal)
+                best_following.append(legal.amax(-1).masked_fill(agents.terminated, 0.0))
+                chosen.append(actions.encode(space, agents.action).flatten(2))
+                next_chosen.append(actions.encode(space, next_action).flatten(2))
+        value, next_value = torch.cat(taken, -1), torch.cat(following, -1)
+        if self.config.mixer != "none":
+            state, next_state = self._states(batch)
+            value = self.mixer(value, _cat(best, value), state, _cat(chosen, value))
+            with torch.no_grad():
+                mixer = self.target["mixer"]
+                next_value = mixer(next_value, _cat(best_following, value), next_state, _cat(next_chosen, value))
+        reward, terminated = self._outcome(batch)
+        ended = batch.ended.unsqueeze(-1) if reward.ndim > 2 else batch.ended
+        next_value = self.norm.restore(next_value)
+        target = n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step)
+        return value[: len(target)], target
+
+    def _q(
+        self, name: str, agents: Agents, ended: Tensor, start: Tensor, target_start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the steps; and, without gradient, of their successors by the learned and the target network."""
+        obs, next_obs = _flat(agents.obs), _flat(agents.next_obs)
+        net, target = self.nets[name], self.target_nets[name]
+        q, after = net.unroll(obs, start, ended)
+        with torch.no_grad():
+            next_q = net.foresee(next_obs, q.detach(), after.detach(), ended) if self.config.double else q
+            past = target.unroll(obs, target_start, ended) if target.memory else (q, after)
+            target_q = target.foresee(next_obs, *past, ended)
+        return q, next_q, target_q
+
+    def _states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the mixer sees: the global state, or everybody's observations where there is none."""
+        if self.config.mixer == "sum" or self.spec.state_size:
+            return batch.state, batch.next_state
+        groups = batch.groups.values()
+        return torch.cat([a.obs.flatten(2) for a in groups], -1), torch.cat([a.next_obs.flatten(2) for a in groups], -1)
+
+    def _outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Reward, and where returns stop: `[time, batch]` for a team, `[time, batch, agent]` for independent agents."""
+        reward = torch.cat([agents.reward for agents in batch.groups.values()], -1)
+        terminated = torch.cat([agents.terminated for agents in batch.groups.values()], -1)
+        team = reward.sum(-1) if self.config.reward == "sum" else reward.mean(-1)
+        if self.config.mixer != "none":
+            return team, terminated.all(-1)
+        return (reward if self.config.reward == "own" else team.unsqueeze(-1).expand_as(reward)), terminated
+
+    def _alive(self, batch: Batch) -> Tensor:
+        """Where there is something to learn, shaped like the values."""
+        alive = torch.cat([agents.alive for agents in batch.groups.values()], -1)
+        return alive if self.config.mixer == "none" else alive.any(-1)
+
+    # Saving
+
+    def state_dict(self) -> Tree:
+        return {
+            "nets": [dict(self.module.state_dict()), dict(self.target.state_dict()), dict(self.norm.state_dict())],
+            "optimizer": self.optimizer.state_dict(),
+            "sampler": self.sampler.get_state(),
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Tree) -> None:
+        for module, saved in zip((self.module, self.target, self.norm), state["nets"], strict=True):
+            module.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sampler.set_state(state["sampler"])
+        self.env_steps, self.updates = state["env_steps"], state["updates"]
+
+
+def _check(spec: EnvSpec, config: Config) -> None:
+    for name, group in spec.groups.items():
+        if not isinstance(group.action, Discrete):
+            raise ShoalError(
+                f"Q-learning needs discrete actions, and those of {name} are continuous: use maddpg or matd3"
+            )
+    if config.mixer != "none" and config.reward == "own":
+        raise ShoalError(f"the mixer {config.mixer!r} learns one value for the team: set reward to sum or mean")
+    if config.n_step < 1 or config.sequence < 0 or config.burn_in < 0:
+        raise ShoalError("n_step must be at least 1, sequence and burn_in must not be negative")
+
+
+def _flat(obs: Tensor, lead: int = 3) -> Tensor:
+    """`[*lead axes, *obs_shape] -> [*lead axes, features]`; the lead axes are time, batch and agent."""
+    return obs.flatten(lead).to(torch.float32)
+
+
+def _pick(q: Tensor, action: Tensor) -> Tensor:
+    return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+
+def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
+    return torch.cat(parts, -1) if parts else like
+
+
+def _priority(error: Tensor) -> Tensor:
+    """Of sequences, from absolute errors `[time, batch, ...]`: 0.9 max + 0.1 mean (Kapturowski et al. 2019)."""
+    error = error.movedim(1, 0).flatten(1)
+    return 0.9 * error.amax(1) + 0.1 * error.mean(1)
+
+
+PRESETS = {
+    "iql": Preset(ValueDecomposition, Config(reward="own"), "independent Q-learning, each agent from its own reward"),
+    "vdn": Preset(ValueDecomposition, Config(mixer="sum"), "the team's value is the sum of the agents' values"),
+    "qmix": Preset(ValueDecomposition, Config(mixer="monotonic"), "the team's value grows with each agent's value"),
+    "qplex": Preset(
+        ValueDecomposition, Config(mixer="dueling"), "any team value that the agents' own choices maximise"
+    ),
+}

@@ -1,0 +1,49 @@
+"""Values learned in units of their own running mean and standard deviation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ValueNorm(nn.Module):
+    """Exponential moving mean and variance of targets, with the start's bias removed (as in MAPPO: Yu et al. 2022).
+
+    A network that predicts normalised values can stay small whatever the rewards' scale, and so can its gradients.
+
+    Args:
+        decay: of the moving averages in each update.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.mean_sum: Tensor
+        self.square_sum: Tensor
+        self.total: Tensor
+        for name in ("mean_sum", "square_sum", "total"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, values: Tensor, weights: Tensor) -> None:
+        """Take in `values`, averaged with `weights` that sum to 1."""
+        self.mean_sum.lerp_((values * weights).sum(), 1 - self.decay)
+        self.square_sum.lerp_((values.square() * weights).sum(), 1 - self.decay)
+        self.total.lerp_(weights.sum(), 1 - self.decay)
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation; 0 and 1 before the first update."""
+        mean = self.mean_sum / self.total.clamp(min=1e-8)
+        variance = self.square_sum / self.total.clamp(min=1e-8) - mean.square()
+        known = self.total > 0
+        return mean, torch.where(known, variance.clamp(min=1e-4), torch.ones_like(variance)).sqrt()
+
+    def normalise(self, values: Tensor) -> Tensor:
+        """To the network's units."""
+        mean, std = self.scale()
+        return (values - mean) / std
+
+    def restore(self, normalised: Tensor) -> Tensor:
+        """To the rewards' units."""
+        mean, std = self.scale()
+        return normalised * std + mean
