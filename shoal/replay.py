@@ -75,7 +75,8 @@ class Replay:
         if rows < self.length:
             what = f"sequence of {length} steps" if length else "step"
             raise ShoalError(
-                f"buffer_size {capacity} holds no {what} of {num_envs} environments; use {num_envs * self.length} or more"
+                f"buffer_size {capacity} holds no {what} of {num_envs} environments; "
+                f"use {num_envs * self.length} or more"
             )
         self.num_envs, self.rows = num_envs, rows
         self.batch_size, self.update_every = batch_size, update_every
@@ -145,7 +146,7 @@ class Replay:
         return ((rows % self.rows).unsqueeze(1) * self.num_envs + torch.arange(self.num_envs)).flatten()
 
     def sample(self) -> Batch:
-        """`batch_size` sequences (`[time, batch, ...]`; without `length`, `[batch, ...]`). The next draw overwrites them."""
+        """`batch_size` sequences, `[time, batch, ...]`; without `length`, `[batch, ...]`. The next overwrites them."""
         filled = min(self.written, self.rows)
         starts = (filled - self.length + 1) * self.num_envs
         if self.priorities is None:
@@ -225,7 +226,7 @@ class SumTree:
         self.set(torch.arange(self.leaves), state["leaves"])
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _set(sums, leaves, slots, values):  # type: ignore[no-untyped-def]
     for i in range(len(slots)):
         node = leaves + slots[i]
@@ -236,7 +237,7 @@ def _set(sums, leaves, slots, values):  # type: ignore[no-untyped-def]
             node //= 2
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _descend(sums, leaves, shares, slots):  # type: ignore[no-untyped-def]
     for i in range(len(shares)):
         left, node = shares[i] * sums[1], 1

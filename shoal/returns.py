@@ -25,8 +25,8 @@ def mean_weights(mask: Tensor) -> Tensor:
 def n_step(reward: Tensor, terminated: Tensor, ended: Tensor, next_value: Tensor, gamma: float, n: int) -> Tensor:
     """Targets of up to n rewards (Sutton & Barto 2018, eq. 7.1), `[time, ...] -> [time - n + 1, ...]`.
 
-    `next_value[t]` is V of the successor of step t. A return stops at its episode's end: at a termination for good, at a
-    time limit with the value of the successor that step had.
+    `next_value[t]` is V of the successor of step t. A return stops at its episode's end: at a termination for good, at
+    a time limit with the value of the successor that step had.
     """
     one = td_target(reward, terminated, next_value, gamma)
     target = one

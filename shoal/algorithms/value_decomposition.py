@@ -62,9 +62,9 @@ class Config:
     """Learning rate."""
     gamma: float = 0.99
     """Discount."""
-    tau: float = 0.01
+    tau: float = 1.0
     """How far the target network moves towards the learned one when it moves (1: a copy)."""
-    target_every: int = 1
+    target_every: int = 200
     """Updates for each move of the target network."""
     epsilon_start: float = 1.0
     """Probability of a random action at first."""
@@ -205,7 +205,7 @@ class ValueDecomposition:
             weights = weights * importance.view(1, -1, *[1] * (weights.ndim - 2))
         loss = (weights * error.square()).sum()
         self.optimizer.grad.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = self.optimizer.step()
         if self.updates % self.config.target_every == 0:
             optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)

@@ -127,7 +127,7 @@ class AgentNet(nn.Module):
         return self._outward(self.mlp(self._input_inward(x)), x.shape[:-2])
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """One step in play: `[batch, agent, in]`, memory `[batch, agent, width]` -> output `[batch, agent, out]`, memory."""
+        """In play: `[batch, agent, in]` and memory `[batch, agent, width]` -> `[batch, agent, out]` and memory."""
         if not self.memory:
             return self(x)[0], memory
         hidden = self.mlp(self._input_inward(x)).relu_()
@@ -158,7 +158,7 @@ class AgentNet(nn.Module):
         Each is the next step's output; except where that is another episode's, or there is none: computed anew there.
         """
         if not self.memory:
-            return self(next_x)[0]
+            return self.step(next_x, after)[0]
         anew = torch.cat([ended[:-1], torch.ones_like(ended[-1:])])
         following = torch.cat([out[1:], out[-1:]])
         following[anew] = self.step(next_x[anew], after[anew])[0]

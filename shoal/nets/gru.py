@@ -50,7 +50,8 @@ class Gru(nn.Module):
         drive = torch.baddbmm(self.input_bias, x.flatten(1, 2), self.input_weight).unflatten(1, x.shape[1:3])
         weights = self.memory_weight, self.memory_bias
         if drive.device.type == "cpu" and drive.dtype == torch.float32:
-            return _Compiled.apply(drive, memory, *weights, keep)  # type: ignore[no-any-return]
+            after: Tensor = _Compiled.apply(drive, memory, *weights, keep)
+            return after
         return plain(drive, memory, *weights, keep)
 
 
@@ -85,7 +86,7 @@ class _Compiled(torch.autograd.Function):
         return after
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         seen, before, weight, keep = ctx.saved_tensors
         copies, time, rows, width = before.shape
         to_drive, through = seen.new_empty(copies, time, rows, 3 * width), seen.new_empty(copies, time, rows, 3 * width)
@@ -101,7 +102,7 @@ class _Compiled(torch.autograd.Function):
         return to_drive, carry * keep[0].unsqueeze(-1), to_weight, flat.sum(1, keepdim=True), None
 
 
-@njit(inline="always", fastmath=True)  # type: ignore[misc]
+@njit(inline="always", fastmath=True)
 def _tanh(x: Any) -> Any:
     """Rational approximation, within 5e-7; compilers make vector instructions of it and not of libm's."""
     x = np.float32(0.5) * (abs(x + np.float32(7.9)) - abs(x - np.float32(7.9)))  # clamped, without a branch
@@ -120,7 +121,7 @@ def _tanh(x: Any) -> Any:
     return x * p / q
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", _nrt=False)  # type: ignore[misc]
+@njit(cache=True, fastmath=True, error_model="numpy", _nrt=False)
 def _step(t: int, drive: Array, recalled: Array, keep: Array, seen: Array, after: Array, before: Array) -> None:
     """From products to memory: fills `seen` (r, z, n, U_n h + c_n), `after` and the next step's `before`."""
     half, one = np.float32(0.5), np.float32(1.0)
@@ -143,7 +144,7 @@ def _step(t: int, drive: Array, recalled: Array, keep: Array, seen: Array, after
                     following[j] = kept * out[j]
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", _nrt=False)  # type: ignore[misc]
+@njit(cache=True, fastmath=True, error_model="numpy", _nrt=False)
 def _step_back(
     t: int,
     grad: Array,

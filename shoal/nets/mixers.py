@@ -1,7 +1,7 @@
 """Mixers: from every agent's value to the team's, `[..., agent] -> [...]`.
 
-All are called alike, with what was chosen (`q`), what would have been best (`best`), the global state `[..., state]` and
-the joint action as `[..., columns]`; each uses what its paper says.
+All are called alike, with what was chosen (`q`), what would have been best (`best`), the global state `[..., state]`
+and the joint action `[..., columns]`; each uses what its paper says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ class Sum(nn.Module):
 
 
 class Hyper(nn.Module):
-    """A perceptron `[..., in] -> [..., out]` with one hidden layer of `width` units, whose output others use as weights."""
+    """A perceptron `[..., in] -> [..., out]` whose output others use as weights.
+
+    Its hidden units are bounded (tanh). With ReLU, weights grow with the distance from the states seen so far, and
+    their product with the values faster still: bootstrapping from where an episode was cut off then ran away on spread.
+    """
 
     def __init__(self, size: int, width: int, out: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -53,11 +57,12 @@ class Monotonic(nn.Module):
         first, bias, second, last = self.hyper(state).split(self.sizes, -1)
         first = first.abs().unflatten(-1, (q.shape[-1], -1))
         hidden = functional.elu((q.unsqueeze(-1) * first).sum(-2) + bias)
-        return (hidden * second.abs()).sum(-1) + last.squeeze(-1)
+        total: Tensor = (hidden * second.abs()).sum(-1) + last.squeeze(-1)
+        return total
 
 
 class Dueling(nn.Module):
-    """QPLEX (Wang et al. 2021, arXiv 2008.01062, eq. 9 to 12): every function whose best joint action is the agents' own.
+    """QPLEX (Wang et al. 2021, arXiv 2008.01062, eq. 9 to 12): all functions that the agents' own choices maximise.
 
     V_i = w_i(s) max_a Q_i + b_i(s),  A_i = w_i(s) (Q_i - max_a Q_i) <= 0,  w_i > 0
     Q_tot = sum_i V_i + sum_i lambda_i(s, a) A_i,  lambda_i = sum_k |v_k(s)| sigmoid(phi_ik(s)) sigmoid(l_ik(s, a)) > 0
@@ -88,4 +93,5 @@ class Dueling(nn.Module):
         )
         importance = ((key.abs() + 1e-10).unsqueeze(-1) * terms).sum(-2)
         advantage = (scale * (q - best)).detach()
-        return (scale * q + shift).sum(-1) + ((importance - 1) * advantage).sum(-1)
+        total: Tensor = (scale * q + shift).sum(-1) + ((importance - 1) * advantage).sum(-1)
+        return total
