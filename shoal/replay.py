@@ -137,7 +137,7 @@ class Replay:
         """Rows old..new were written: what they replaced can start no sequence, and sequences they complete can."""
         assert self.priorities is not None
         gone = torch.arange(old, new)
-        begun = torch.arange(max(old - self.length + 1, 0), max(new - self.length + 1, 0))
+        begun = torch.arange(max(old - self.length + 1, new - self.rows, 0), max(new - self.length + 1, 0))
         self.priorities.set(self._slots(gone), torch.zeros(len(gone) * self.num_envs))
         self.priorities.set(self._slots(begun), self.priorities.highest.expand(len(begun) * self.num_envs))
 

@@ -315,6 +315,8 @@ def _check(spec: EnvSpec, config: Config) -> None:
             )
     if config.mixer != "none" and config.reward == "own":
         raise ShoalError(f"the mixer {config.mixer!r} learns one value for the team: set reward to sum or mean")
+    if config.net.memory and not config.net.hidden:
+        raise ShoalError("a network with memory needs a hidden layer before it: set net.hidden to 64, say")
     if config.n_step < 1 or config.sequence < 0 or config.burn_in < 0:
         raise ShoalError("n_step must be at least 1, sequence and burn_in must not be negative")
 

@@ -1,0 +1,337 @@
+"""Value decomposition: its update against the same mathematics written plainly, an agent and a step at a time."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shoal
+from shoal import tree
+from shoal.algorithms.value_decomposition import ValueDecomposition
+from shoal.nets.dense import AgentNet
+from shoal.replay import allocate
+from shoal.types import Batch, Box, Discrete, EnvSpec, GroupSpec, ShoalError, View
+
+SPEC = EnvSpec(
+    {
+        "runner": GroupSpec(("runner_0", "runner_1"), (3,), Discrete(4), masked=True),
+        "caller": GroupSpec(("caller_0", "caller_1", "caller_2"), (4,), Discrete(3)),
+    },
+    5,
+)
+NAMES = ["iql", "vdn", "qmix"]
+WIDTH = 6
+
+
+def random_batch(spec: EnvSpec = SPEC, time: int = 1, size: int = 12, memory: int = 0, seed: int = 0) -> Batch:
+    """Agents die; episodes end by termination and by time limits, one of them in the middle of the first sequence."""
+    g = torch.Generator().manual_seed(seed)
+    batch = allocate(spec, (time, size), dict.fromkeys(spec.groups, memory))
+    batch.ended.copy_(torch.rand(time, size, generator=g) < 0.2)
+    batch.ended[time // 2, 0] = True
+    all_stop = batch.ended & (torch.rand(time, size, generator=g) < 0.5)
+    succeeds = ~batch.ended[:-1]  # where the next row is the successor
+    for name, agents in batch.groups.items():
+        for tensor in (agents.obs, agents.next_obs, agents.reward, agents.memory):
+            tensor.normal_(generator=g)
+        agents.next_obs[:-1][succeeds] = agents.obs[1:][succeeds]
+        for legal in (agents.legal, agents.next_legal):
+            legal.copy_(torch.rand(legal.shape, generator=g) < 0.5)
+            legal[..., :1] = True
+        agents.next_legal[:-1][succeeds] = agents.legal[1:][succeeds]
+        agents.action.copy_(torch.randint(spec.groups[name].action.size, agents.action.shape, generator=g))
+        agents.alive.copy_(torch.rand(agents.alive.shape, generator=g) < 0.8)
+        stop = torch.rand(agents.alive.shape, generator=g) < 0.2
+        agents.terminated.copy_(stop | ~agents.alive | all_stop.unsqueeze(-1))
+    batch.state.normal_(generator=g)
+    batch.next_state.normal_(generator=g)
+    batch.next_state[:-1][succeeds] = batch.state[1:][succeeds]
+    return batch
+
+
+def build(name: str, spec: EnvSpec = SPEC, **settings: Any) -> ValueDecomposition:
+    """With a target network unlike the learned one."""
+    settings = {"normalise": False, "max_grad_norm": 0.0, "embed": 8, "hyper": 16, **settings}
+    settings["net"] = {"hidden": (16, 16), **settings.get("net", {})}
+    algorithm = shoal.build(name, spec, **settings)
+    assert isinstance(algorithm, ValueDecomposition)
+    draw = torch.randn(algorithm.target_vector.shape, generator=torch.Generator().manual_seed(7))
+    algorithm.target_vector.add_(0.1 * draw)
+    return algorithm
+
+
+def gradient(algorithm: ValueDecomposition, batch: Batch) -> Tensor:
+    """Of one update, of a copy of the algorithm."""
+    state = tree.map(torch.clone, algorithm.state_dict())
+    algorithm.update(batch)
+    grad = algorithm.optimizer.grad.clone()
+    algorithm.load_state_dict(state)
+    return grad
+
+
+def plain_net(net: AgentNet, agent: int, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Agent `agent`'s own network: `[batch, in]` and memory `[batch, width]` -> values and memory."""
+    row = 0 if net.shared else agent
+    if net.identity.shape[1]:
+        x = torch.cat([x, net.identity[agent].expand(len(x), -1)], -1)
+    for k, (weight, bias) in enumerate(net.mlp.layers):
+        x = x @ weight[row] + bias[row]
+        x = x.relu() if net.memory or k < len(net.mlp.layers) - 1 else x
+    if not net.memory:
+        return x, h
+    xr, xz, xn = (x @ net.gru.input_weight[row] + net.gru.input_bias[row]).chunk(3, -1)
+    hr, hz, hn = (h @ net.gru.memory_weight[row] + net.gru.memory_bias[row]).chunk(3, -1)
+    r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
+    h = (1 - z) * (xn + r * hn).tanh() + z * h
+    ((weight, bias),) = net.head.layers
+    return h @ weight[row] + bias[row], h
+
+
+def plain_mix(name: str, mixer: nn.Module, q: Tensor, state: Tensor) -> Tensor:
+    """`[batch, agent]` -> `[batch]` by equation, one agent at a time."""
+    if name == "vdn":
+        return q.sum(-1)
+    (w, b), (v, c) = mixer.hyper.first.layers[0], mixer.hyper.second.layers[0]
+    weights = (state @ w[0] + b[0]).tanh() @ v[0] + c[0]
+    agents, embed = q.shape[1], 8
+    hidden = weights[:, agents * embed : (agents + 1) * embed]
+    for i in range(agents):
+        hidden = hidden + weights[:, i * embed : (i + 1) * embed].abs() * q[:, i : i + 1]
+    second = weights[:, (agents + 1) * embed : (agents + 2) * embed].abs()
+    return (nn.functional.elu(hidden) * second).sum(-1) + weights[:, -1]
+
+
+def plain_gradient(name: str, algorithm: ValueDecomposition, batch: Batch) -> Tensor:
+    config, time = algorithm.config, len(batch.ended)
+    chosen, following, reward, terminated, alive = [], [], [], [], []  # an agent each, [time, batch]
+    for group, a in batch.groups.items():
+        net, target = algorithm.nets[group], algorithm.target_nets[group]
+        for i in range(a.obs.shape[2]):
+            h, target_h, qs, nexts = a.memory[0, :, i], a.memory[0, :, i], [], []
+            for t in range(time):
+                q, h = plain_net(net, i, a.obs[t, :, i], h)
+                qs.append(q.gather(1, a.action[t, :, i : i + 1])[:, 0] * a.alive[t, :, i])
+                with torch.no_grad():
+                    _, target_h = plain_net(target, i, a.obs[t, :, i], target_h)
+                    next_target, _ = plain_net(target, i, a.next_obs[t, :, i], target_h)
+                    judge = plain_net(net, i, a.next_obs[t, :, i], h)[0] if config.double else next_target
+                    if a.next_legal.shape[-1]:
+                        judge = torch.where(a.next_legal[t, :, i], judge, -torch.inf)
+                    best = next_target.gather(1, judge.argmax(1, keepdim=True))[:, 0]
+                    nexts.append(torch.where(a.terminated[t, :, i], 0.0, best))
+                again = ~batch.ended[t].unsqueeze(-1)
+                h, target_h = h * again, target_h * again
+            chosen.append(torch.stack(qs))
+            following.append(torch.stack(nexts))
+            reward.append(a.reward[:, :, i])
+            terminated.append(a.terminated[:, :, i])
+            alive.append(a.alive[:, :, i])
+    loss, count = torch.zeros(()), torch.zeros(())
+    if name == "iql":
+        for q, n, r, stop, live in zip(chosen, following, reward, terminated, alive, strict=True):
+            y = r + config.gamma * n * ~stop
+            loss, count = loss + ((q - y).square() * live).sum(), count + live.sum()
+    else:
+        stop, live = torch.stack(terminated).all(0), torch.stack(alive).any(0)
+        for t in range(time):
+            total = plain_mix(name, algorithm.mixer, torch.stack(chosen, -1)[t], batch.state[t])
+            with torch.no_grad():
+                mixer = algorithm.target["mixer"]
+                after = plain_mix(name, mixer, torch.stack(following, -1)[t], batch.next_state[t])
+            y = torch.stack(reward).mean(0)[t] + config.gamma * after * ~stop[t]
+            loss, count = loss + ((total - y).square() * live[t]).sum(), count + live[t].sum()
+    grads = torch.autograd.grad(loss / count, list(algorithm.module.parameters()))
+    return torch.cat([g.flatten() for g in grads])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("time", "memory"), [(1, 0), (5, 0), (5, WIDTH)])
+def test_update_is_the_papers_equations(name: str, double: bool, shared: bool, time: int, memory: int) -> None:
+    algorithm = build(name, double=double, sequence=time, net={"shared": shared, "memory": memory})
+    batch = random_batch(time=time, memory=memory)
+    if time > 1:
+        assert batch.ended[1:-1].any()
+    expected = plain_gradient(name, algorithm, batch)
+    assert expected.abs().max() > 1e-2
+    assert torch.allclose(gradient(algorithm, batch), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "qplex"])
+@pytest.mark.parametrize("double", [False, True])
+def test_illegal_actions_are_never_bootstrapped_from(name: str, double: bool) -> None:
+    """However good the networks find action 3, which is illegal afterwards."""
+    algorithm = build(name, double=double)
+    batch = random_batch()
+    agents = batch.groups["runner"]
+    agents.next_legal[..., 3] = False
+    agents.legal[..., 3] = False
+    agents.action.clamp_(max=2)
+    before = gradient(algorithm, batch)
+    with torch.no_grad():
+        for nets in (algorithm.nets, algorithm.target_nets):
+            nets["runner"].mlp.layers[-1][1][..., 3] += 100
+    assert torch.equal(gradient(algorithm, batch), before)
+    agents.next_legal[..., 3] = True
+    assert not torch.allclose(gradient(algorithm, batch), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_dead_do_not_contribute(name: str) -> None:
+    """Whatever is written where they would have observed and acted."""
+    algorithm, batch = build(name), random_batch()
+    before = gradient(algorithm, batch)
+    for agents in batch.groups.values():
+        dead = ~agents.alive
+        assert dead.any()
+        agents.obs[dead] = 9.0
+        agents.next_obs[dead] = -9.0
+        agents.action[dead] = 2
+        if name == "iql":
+            agents.reward[dead] = 50.0
+    assert torch.allclose(gradient(algorithm, batch), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "qplex"])
+def test_termination_stops_the_bootstrap(name: str) -> None:
+    algorithm, batch = build(name), random_batch()
+    for agents in batch.groups.values():
+        agents.terminated.fill_(True)
+    before = gradient(algorithm, batch)
+    for agents in batch.groups.values():
+        agents.next_obs.fill_(9.0)
+    batch.next_state.fill_(9.0)
+    assert torch.equal(gradient(algorithm, batch), before)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "qplex"])
+def test_a_time_limit_does_not_stop_the_bootstrap(name: str) -> None:
+    algorithm, batch = build(name), random_batch()
+    for agents in batch.groups.values():
+        agents.terminated.fill_(False)
+        agents.alive.fill_(True)
+    batch.ended.fill_(False)
+    before = gradient(algorithm, batch)
+    batch.ended.fill_(True)
+    assert torch.allclose(gradient(algorithm, batch), before, atol=1e-6)
+
+
+def test_burn_in_only_brings_the_memory_up_to_date() -> None:
+    """The learned network unlike its target would start from unlike memories: here they are the same."""
+    settings: dict[str, Any] = {"net": {"memory": WIDTH}}
+    warmed = build("vdn", sequence=3, burn_in=2, **settings)
+    fresh = build("vdn", sequence=3, **settings)
+    for algorithm in (warmed, fresh):
+        algorithm.target_vector.copy_(algorithm.optimizer.vector)
+    batch = random_batch(time=5, memory=WIDTH)
+    later = tree.map(torch.clone, tree.index(batch, slice(2, None)))
+    with torch.no_grad():
+        for name, agents in batch.groups.items():
+            h = agents.memory[0]
+            for t in range(2):
+                h = fresh.nets[name].step(agents.obs[t], h)[1] * ~batch.ended[t].view(-1, 1, 1)
+            later.groups[name].memory[0] = h
+    assert torch.allclose(gradient(warmed, batch), gradient(fresh, later), atol=1e-5)
+
+
+def view_of(count: int, legal: Tensor | None = None) -> View:
+    """The same for `count` environments."""
+    g = torch.Generator().manual_seed(2)
+    obs = {n: torch.randn(1, s.num_agents, *s.obs_shape, generator=g) for n, s in SPEC.groups.items()}
+    masks = {"runner": torch.ones(1, 2, 4).bool() if legal is None else legal, "caller": torch.zeros(1, 3, 0).bool()}
+    spread = {n: x.expand(count, -1, -1) for n, x in obs.items()}
+    return View(spread, {n: x.expand(count, -1, -1) for n, x in masks.items()}, torch.zeros(count, 5))
+
+
+@pytest.mark.parametrize("memory", [0, WIDTH])
+def test_illegal_actions_are_never_taken(memory: int) -> None:
+    algorithm = build("vdn", epsilon_start=0.5, epsilon_end=0.5, net={"memory": memory})
+    for illegal in range(4):
+        legal = torch.ones(1, 2, 4, dtype=torch.bool)
+        legal[..., illegal] = False
+        for explore in (True, False):
+            chosen, _ = algorithm.act(view_of(200, legal), algorithm.initial_memory(200), explore=explore)
+            assert not (chosen["runner"] == illegal).any()
+            assert (len(chosen["runner"].unique()) == 3) or not explore
+
+
+def test_epsilon_follows_environment_steps() -> None:
+    algorithm = build("iql", epsilon_start=1.0, epsilon_end=0.2, epsilon_steps=1000)
+    memory, seen = algorithm.initial_memory(250), []
+    for _ in range(6):
+        seen.append(algorithm.epsilon)
+        algorithm.act(view_of(250), memory, explore=True)
+    assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
+
+
+def test_playing_greedily_neither_draws_nor_counts() -> None:
+    algorithm = build("iql")
+    state = algorithm.sampler.get_state()
+    chosen, _ = algorithm.act(view_of(50), algorithm.initial_memory(50), explore=False)
+    assert (chosen["runner"] == chosen["runner"][0]).all()
+    assert torch.equal(state, algorithm.sampler.get_state())
+    assert algorithm.env_steps == 0
+
+
+def test_agents_explore_with_probability_epsilon_each() -> None:
+    algorithm = build("iql", epsilon_start=0.4, epsilon_end=0.4)
+    memory = algorithm.initial_memory(4000)
+    greedy, _ = algorithm.act(view_of(4000), memory, explore=False)
+    explored, _ = algorithm.act(view_of(4000), memory, explore=True)
+    differs = (explored["runner"] != greedy["runner"]).float()
+    assert differs.mean(0).tolist() == pytest.approx([0.4 * 3 / 4] * 2, abs=0.03)  # a quarter draws the best again
+    assert differs.prod(1).mean().item() == pytest.approx(0.09, abs=0.02)
+
+
+def test_continuous_actions_are_refused() -> None:
+    spec = EnvSpec({"runner": GroupSpec(("a",), (2,), Box(2))})
+    with pytest.raises(ShoalError, match=r"runner.*maddpg"):
+        shoal.build("qmix", spec)
+
+
+@pytest.mark.parametrize("name", ["vdn", "qmix", "qplex"])
+def test_a_mixer_refuses_own_rewards(name: str) -> None:
+    with pytest.raises(ShoalError, match="sum or mean"):
+        shoal.build(name, SPEC, reward="own")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "qplex"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("memory", [0, WIDTH])
+def test_every_network_learns(name: str, shared: bool, memory: int) -> None:
+    algorithm = build(name, target_every=3, normalise=True, sequence=3, net={"shared": shared, "memory": memory})
+    before = [p.detach().clone() for p in algorithm.module.parameters()]
+    target = algorithm.target_vector.clone()
+    for seed in range(3):
+        assert torch.equal(target, algorithm.target_vector)
+        algorithm.update(random_batch(time=3, memory=memory, seed=seed))
+    for (key, new), old in zip(algorithm.module.named_parameters(), before, strict=True):
+        assert (new != old).flatten(1).any(1).all(), key  # every agent's
+    assert torch.equal(algorithm.target_vector, algorithm.optimizer.vector)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "qplex"])
+@pytest.mark.parametrize("memory", [0, WIDTH])
+def test_state_continues_identically(name: str, memory: int) -> None:
+    settings = {"normalise": True, "target_every": 2, "sequence": 3, "net": {"memory": memory}}
+    one, two = build(name, **settings), build(name, seed=9, **settings)
+    one.act(view_of(20), one.initial_memory(20), explore=True)
+    for seed in range(3):
+        one.update(random_batch(time=3, memory=memory, seed=seed))
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    actions = []
+    for algorithm in (one, two):
+        for seed in range(3, 6):
+            algorithm.update(random_batch(time=3, memory=memory, seed=seed))
+        actions.append(algorithm.act(view_of(50), algorithm.initial_memory(50), explore=True)[0])
+    for a, b in zip(tree.leaves(actions[0]), tree.leaves(actions[1]), strict=True):
+        assert torch.equal(a, b)
+    first, second = one.state_dict(), two.state_dict()
+    assert (first["env_steps"], first["updates"]) == (second["env_steps"], second["updates"])
+    for a, b in zip(tree.leaves(first), tree.leaves(second), strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
