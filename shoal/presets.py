@@ -22,18 +22,27 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
     for scenario in ("simple_spread", "simple_tag", "simple_adversary")
 }
 
+VALUES = ("iql", "vdn", "qmix", "wqmix")
 MATRIX = {"num_envs": 8, "total_steps": 20_000, "update_every": 8, "lr": 1e-3, "tau": 0.01, "target_every": 1}
-QUICK = {"gamma": 0.95, "num_envs": 32, "total_steps": 1_000_000, "update_every": 32, "batch_size": 256}
-VALUES = ("iql", "vdn", "qmix", "qplex")
-
-# What one player does changes what another's action is worth: only full exploration shows a monotonic mixer the payoffs
-TASKS |= {
-    (a, f"matrix/{game}"): {**MATRIX, "epsilon_end": 1.0} for a in VALUES for game in ("two_step", "nonmonotonic")
+# Weighted errors pull at actions that nobody prefers any more; with large steps the preference tips over again
+WEIGHTED = {**MATRIX, "total_steps": 40_000, "lr": 2e-4, "batch_size": 256}
+REPEATED = {**MATRIX, "total_steps": 60_000, "update_every": 16, "gamma": 0.9, "epsilon_steps": 30_000}
+SPREAD = {
+    "num_envs": 32,
+    "total_steps": 2_000_000,
+    "update_every": 32,
+    "batch_size": 256,
+    "buffer_size": 300_000,
+    "warmup": 5000,
+    "epsilon_steps": 200_000,
+    "gamma": 0.95,
 }
-TASKS |= {
-    (a, "mpe/simple_spread"): {**QUICK, "warmup": 5000, "buffer_size": 300_000, "epsilon_steps": 200_000}
-    for a in VALUES
-}
+for _algorithm in VALUES:
+    TASKS[_algorithm, "mpe/simple_spread"] = SPREAD
+    for _game in ("two_step", "nonmonotonic"):  # only full exploration shows the team what joint actions pay
+        TASKS[_algorithm, f"matrix/{_game}"] = {**(WEIGHTED if _algorithm == "wqmix" else MATRIX), "epsilon_end": 1.0}
+    for _game in ("climbing", "penalty"):
+        TASKS[_algorithm, f"matrix/{_game}"] = REPEATED
 
 
 def task(algorithm: str, env: str) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from shoal import tree
 from shoal.nets.dense import AgentNet
 from shoal.nets.gru import Gru, plain
-from shoal.nets.mixers import Dueling, Monotonic, Sum
+from shoal.nets.mixers import Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay, SumTree, allocate
 from shoal.returns import n_step, td_target
@@ -134,7 +132,7 @@ def test_foresee_is_a_step_on_the_successor(shared: bool) -> None:
 
 def test_sum_is_the_sum() -> None:
     q = torch.randn(4, 5, 3)
-    assert torch.allclose(Sum()(q, q, q, q), q[..., 0] + q[..., 1] + q[..., 2])
+    assert torch.allclose(Sum()(q, q), q[..., 0] + q[..., 1] + q[..., 2])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -143,25 +141,9 @@ def test_monotonic_mixer_never_falls_with_an_agents_value(seed: int) -> None:
     mixer = Monotonic(3, 6, 8, 16, g)
     q = torch.randn(50, 3, generator=g).mul_(5).requires_grad_()
     state = torch.randn(50, 6, generator=g)
-    (slope,) = torch.autograd.grad(mixer(q, q, state, q).sum(), q)
+    (slope,) = torch.autograd.grad(mixer(q, state).sum(), q)
     assert (slope >= 0).all()
     assert (slope > 0).any(0).all()
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_dueling_mixer_is_best_where_each_agent_is(seed: int) -> None:
-    """All 9 joint actions of 2 agents in 20 states at once."""
-    g = generator(seed)
-    mixer = Dueling(2, 6, 6, 4, 16, g)
-    values, state = torch.randn(20, 2, 3, generator=g), torch.randn(20, 6, generator=g) * 3
-    best, totals = values.amax(-1), []
-    for joint in itertools.product(range(3), repeat=2):
-        action = torch.tensor(joint).expand(20, 2)
-        q = values.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        one_hots = torch.nn.functional.one_hot(action, 3).float().flatten(1)
-        totals.append(mixer(q, best, state, one_hots))
-    greedy = values.argmax(-1)
-    assert torch.equal(torch.stack(totals, -1).argmax(-1), 3 * greedy[:, 0] + greedy[:, 1])
 
 
 # Returns and scales

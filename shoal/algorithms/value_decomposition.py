@@ -1,16 +1,20 @@
-"""Q-learning for many agents: IQL, VDN, QMIX and QPLEX, with and without memory.
+"""Q-learning for many agents: IQL, VDN, QMIX and weighted QMIX, with and without memory.
 
 Each agent i has a value Q_i(o_i, a_i), by which it acts; a `mixer` makes the team's value of them:
 
     none        every agent learns from its own target (IQL: Tan 1993; Tampuu et al. 2017, arXiv 1511.08779)
     sum         Q_tot = sum_i Q_i (VDN: Sunehag et al. 2018, arXiv 1706.05296)
     monotonic   Q_tot = f_s(Q_1, ..., Q_N), increasing in each (QMIX: Rashid et al. 2018, arXiv 1803.11485)
-    dueling     every Q_tot whose best joint action is the agents' own best (QPLEX: Wang et al. 2021, arXiv 2008.01062)
 
 With Q' the target network, y the target and mix = identity for IQL, learning minimises (mix(Q_1, ..., Q_N) - y)^2 for
 
     a*_i = argmax_a Q_i(o'_i, a) over legal actions      (double Q-learning: van Hasselt et al. 2016, arXiv 1509.06461)
     y    = r + gamma (1 - terminated) mix'(Q'_1(o'_1, a*_1), ..., Q'_N(o'_N, a*_N))
+
+Weighted QMIX (Rashid et al. 2020, arXiv 2006.10800, OW-QMIX) answers games that no monotonic Q_tot can represent. An
+unrestricted Q*(s, a) gives the target, y = r + gamma (1 - terminated) Q*'(s', a*), and is learned towards it; the error
+of Q_tot counts in full where Q_tot is too low and only `weight` where it is not: what is good for the team is not
+forgotten for what goes wrong when the others explore.
 
 Recurrent networks learn on sequences that start with the memory the agent had when it played them (Kapturowski et al.
 2019, R2D2).
@@ -27,7 +31,7 @@ from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
 from shoal.nets.dense import AgentNet
-from shoal.nets.mixers import Dueling, Monotonic, Sum
+from shoal.nets.mixers import Joint, Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay
 from shoal.returns import mean_weights, n_step
@@ -48,8 +52,10 @@ class Net:
 
 @dataclass(frozen=True)
 class Config:
-    mixer: Literal["none", "sum", "monotonic", "dueling"] = "none"
-    """How the agents' values make the team's: not at all (IQL), VDN, QMIX, QPLEX."""
+    mixer: Literal["none", "sum", "monotonic"] = "none"
+    """How the agents' values make the team's: not at all (IQL), added (VDN), by a monotonic network (QMIX)."""
+    weight: float = 1.0
+    """Weight of the errors where the team's value is not too low; below 1: weighted QMIX."""
     reward: Literal["own", "sum", "mean"] = "mean"
     """What is learned from: each agent's own reward (mixer none only), or the sum or mean of all agents' rewards."""
     double: bool = True
@@ -92,10 +98,8 @@ class Config:
     """Exponent of its importance weights."""
     embed: int = 32
     """Units of the monotonic mixing network."""
-    heads: int = 10
-    """Terms in the dueling mixer's importance of an agent."""
     hyper: int = 64
-    """Hidden units of the networks that make a mixer's weights from the state."""
+    """Hidden units of the network that makes the mixer's weights from the state, and of weighted QMIX's Q*."""
     net: Net = field(default_factory=Net)
 
 
@@ -110,8 +114,9 @@ class ValueDecomposition:
         self.length = config.sequence or (25 if config.net.memory else 1)
         generator = torch.Generator().manual_seed(seed)
         self.nets = {name: self._net(name, generator) for name in spec.groups}
-        self.mixer = self._mixer(generator)
-        self.module = nn.ModuleDict({"agents": nn.ModuleDict(self.nets), "mixer": self.mixer}).to(self.device)
+        self.mixer, self.joint = self._mixer(generator), self._joint(generator)
+        parts = {"agents": nn.ModuleDict(self.nets), "mixer": self.mixer, "joint": self.joint}
+        self.module = nn.ModuleDict(parts).to(self.device)
         self.target = copy.deepcopy(self.module)
         self.target_nets: dict[str, AgentNet] = dict(self.target["agents"].items())  # type: ignore[operator]
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
@@ -127,15 +132,23 @@ class ValueDecomposition:
         )
 
     def _mixer(self, generator: torch.Generator) -> nn.Module:
-        groups, config = self.spec.groups.values(), self.config
-        agents = self.spec.num_agents
-        state = self.spec.state_size or sum(g.num_agents * g.obs_size for g in groups)
-        if config.mixer == "monotonic":
-            return Monotonic(agents, state, config.embed, config.hyper, generator)
-        if config.mixer == "dueling":
-            joint = sum(g.num_agents * g.action.size for g in groups)
-            return Dueling(agents, state, joint, config.heads, config.hyper, generator)
-        return Sum() if config.mixer == "sum" else nn.Identity()
+        if self.config.mixer == "monotonic":
+            return Monotonic(self.spec.num_agents, self._state_size, self.config.embed, self.config.hyper, generator)
+        return Sum() if self.config.mixer == "sum" else nn.Identity()
+
+    def _joint(self, generator: torch.Generator) -> nn.Module:
+        if self.config.weight == 1:
+            return nn.Identity()
+        action_size = sum(g.num_agents * g.action.size for g in self.spec.groups.values())
+        return Joint(self._state_size + action_size, self.config.hyper, generator)
+
+    @property
+    def _reads_state(self) -> bool:
+        return self.config.mixer == "monotonic" or self.config.weight != 1
+
+    @property
+    def _state_size(self) -> int:
+        return self.spec.state_size or sum(g.num_agents * g.obs_size for g in self.spec.groups.values())
 
     # Playing
 
@@ -181,7 +194,7 @@ class ValueDecomposition:
             warmup=config.warmup,
             generator=torch.Generator().manual_seed(self.seed),
             length=config.burn_in + self.length + config.n_step - 1,
-            with_state=config.mixer in ("monotonic", "dueling"),
+            with_state=self._reads_state,
             memory=config.net.memory,
             priority=config.priority,
             correction=config.correction,
@@ -194,24 +207,27 @@ class ValueDecomposition:
         batch = tree.to(batch, self.device)
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
-        q, target = self._values(batch, *start)
-        alive = self._alive(batch)[: len(q)]
+        values, target = self._values(batch, *start)
+        alive = self._alive(batch)[: len(target)]
         weights = mean_weights(alive)
         if self.config.normalise:
             self.norm.update(target, weights)
-        error = q - self.norm.normalise(target)
         if self.config.priority and self.replay is not None:
             importance = self.replay.weight.to(self.device)
             weights = weights * importance.view(1, -1, *[1] * (weights.ndim - 2))
-        loss = (weights * error.square()).sum()
+        errors = [value[: len(target)] - self.norm.normalise(target) for value in values]
+        doubt = torch.where(errors[0] < 0, 1.0, self.config.weight)
+        loss = (weights * doubt * errors[0].square()).sum()
+        for error in errors[1:]:
+            loss = loss + (weights * error.square()).sum()
         self.optimizer.grad.zero_()
         loss.backward()
         norm = self.optimizer.step()
         if self.updates % self.config.target_every == 0:
             optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
         if self.config.priority and self.replay is not None:
-            self.replay.prioritise(_priority(error.detach().abs() * alive))
-        return {"loss": loss.detach(), "q": self.norm.restore(q.detach()).mean(), "grad_norm": norm}
+            self.replay.prioritise(_priority(errors[0].detach().abs() * alive))
+        return {"loss": loss.detach(), "q": self.norm.restore(values[0].detach()).mean(), "grad_norm": norm}
 
     @torch.no_grad()
     def _warm(self, nets: dict[str, AgentNet], batch: Batch) -> Groups:
@@ -226,53 +242,53 @@ class ValueDecomposition:
             memory[name] = after * ~ended[-1].view(-1, 1, 1)
         return memory
 
-    def _values(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[Tensor, Tensor]:
-        """What is learned and its target, `[time, batch]` for a team, `[time, batch, agent]` for independent agents."""
-        taken, best, following, best_following, chosen, next_chosen = [], [], [], [], [], []
+    def _values(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[list[Tensor], Tensor]:
+        """Q_tot (with a weight, Q* too) and the target of both, `[time, batch]`; for IQL `[time, batch, agent]`."""
+        taken, following, chosen, next_chosen = [], [], [], []
         for name, agents in batch.groups.items():
             space = self.spec.groups[name].action
             q, next_q, target_q = self._q(name, agents, batch.ended, start[name], target_start[name])
-            next_action = actions.greedy(space, next_q if self.config.double else target_q, agents.next_legal)
+            next_action = actions.greedy(space, next_q, agents.next_legal)
             taken.append(_pick(q, agents.action) * agents.alive)
             following.append(_pick(target_q, next_action).masked_fill(agents.terminated, 0.0))
-            if self.config.mixer == "dueling":
-                best.append(actions.mask_logits(q.detach(), agents.legal).amax(-1) * agents.alive)
-                legal = actions.mask_logits(target_q, agents.next_legal)
-                best_following.append(legal.amax(-1).masked_fill(agents.terminated, 0.0))
-                chosen.append(actions.encode(space, agents.action).flatten(2))
-                next_chosen.append(actions.encode(space, next_action).flatten(2))
+            if self.config.weight != 1:
+                chosen.append(actions.encode(space, agents.action) * agents.alive.unsqueeze(-1))
+                next_chosen.append(actions.encode(space, next_action) * ~agents.terminated.unsqueeze(-1))
         value, next_value = torch.cat(taken, -1), torch.cat(following, -1)
+        values = [value]
         if self.config.mixer != "none":
             state, next_state = self._states(batch)
-            value = self.mixer(value, _cat(best, value), state, _cat(chosen, value))
+            values = [self.mixer(value, state)]
             with torch.no_grad():
-                mixer = self.target["mixer"]
-                next_value = mixer(next_value, _cat(best_following, value), next_state, _cat(next_chosen, value))
+                next_value = self.target["mixer"](next_value, next_state)
+            if self.config.weight != 1:
+                values.append(self.joint(state, _flat_cat(chosen)))
+                with torch.no_grad():
+                    next_value = self.target["joint"](next_state, _flat_cat(next_chosen))
         reward, terminated = self._outcome(batch)
         ended = batch.ended.unsqueeze(-1) if reward.ndim > 2 else batch.ended
         next_value = self.norm.restore(next_value)
-        target = n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step)
-        return value[: len(target)], target
+        return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step)
 
     def _q(
         self, name: str, agents: Agents, ended: Tensor, start: Tensor, target_start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the steps; and, without gradient, of their successors by the learned and the target network."""
+        """Values of the steps; and of their successors, without gradient, by which to choose and by which to judge."""
         obs, next_obs = _flat(agents.obs), _flat(agents.next_obs)
         net, target = self.nets[name], self.target_nets[name]
         q, after = net.unroll(obs, start, ended)
         with torch.no_grad():
-            next_q = net.foresee(next_obs, q.detach(), after.detach(), ended) if self.config.double else q
-            past = target.unroll(obs, target_start, ended) if target.memory else (q, after)
+            past = target.unroll(obs, target_start, ended) if target.memory else (q, after)  # of which nothing is used
             target_q = target.foresee(next_obs, *past, ended)
+            next_q = net.foresee(next_obs, q, after, ended) if self.config.double else target_q
         return q, next_q, target_q
 
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the mixer sees: the global state, or everybody's observations where there is none."""
-        if self.config.mixer == "sum" or self.spec.state_size:
+        if self.spec.state_size or not self._reads_state:
             return batch.state, batch.next_state
         groups = batch.groups.values()
-        return torch.cat([a.obs.flatten(2) for a in groups], -1), torch.cat([a.next_obs.flatten(2) for a in groups], -1)
+        return _flat_cat([a.obs for a in groups]), _flat_cat([a.next_obs for a in groups])
 
     def _outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Reward, and where returns stop: `[time, batch]` for a team, `[time, batch, agent]` for independent agents."""
@@ -315,6 +331,10 @@ def _check(spec: EnvSpec, config: Config) -> None:
             )
     if config.mixer != "none" and config.reward == "own":
         raise ShoalError(f"the mixer {config.mixer!r} learns one value for the team: set reward to sum or mean")
+    if config.mixer == "none" and config.weight != 1:
+        raise ShoalError("weight is for the value of a team: set mixer to monotonic or sum, or weight to 1")
+    if not 0 <= config.weight <= 1:
+        raise ShoalError(f"weight must be between 0 and 1, not {config.weight}")
     if config.net.memory and not config.net.hidden:
         raise ShoalError("a network with memory needs a hidden layer before it: set net.hidden to 64, say")
     if config.n_step < 1 or config.sequence < 0 or config.burn_in < 0:
@@ -330,8 +350,9 @@ def _pick(q: Tensor, action: Tensor) -> Tensor:
     return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
 
-def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
-    return torch.cat(parts, -1) if parts else like
+def _flat_cat(parts: list[Tensor]) -> Tensor:
+    """One row of every agent's columns."""
+    return torch.cat([part.flatten(2) for part in parts], -1)
 
 
 def _priority(error: Tensor) -> Tensor:
@@ -344,7 +365,9 @@ PRESETS = {
     "iql": Preset(ValueDecomposition, Config(reward="own"), "independent Q-learning, each agent from its own reward"),
     "vdn": Preset(ValueDecomposition, Config(mixer="sum"), "the team's value is the sum of the agents' values"),
     "qmix": Preset(ValueDecomposition, Config(mixer="monotonic"), "the team's value grows with each agent's value"),
-    "qplex": Preset(
-        ValueDecomposition, Config(mixer="dueling"), "any team value that the agents' own choices maximise"
+    "wqmix": Preset(
+        ValueDecomposition,
+        Config(mixer="monotonic", weight=0.1),
+        "QMIX that forgives what goes wrong while others explore (OW-QMIX)",
     ),
 }

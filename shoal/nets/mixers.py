@@ -1,8 +1,4 @@
-"""Mixers: from every agent's value to the team's, `[..., agent] -> [...]`.
-
-All are called alike, with what was chosen (`q`), what would have been best (`best`), the global state `[..., state]`
-and the joint action `[..., columns]`; each uses what its paper says.
-"""
+"""Mixers: from every agent's value `[..., agent]` and the global state `[..., state]` to the team's value `[...]`."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from shoal.nets.dense import Mlp
 class Sum(nn.Module):
     """VDN (Sunehag et al. 2018, arXiv 1706.05296, eq. 4): Q_tot = sum_i Q_i."""
 
-    def forward(self, q: Tensor, best: Tensor, state: Tensor, action: Tensor) -> Tensor:
+    def forward(self, q: Tensor, state: Tensor) -> Tensor:
         return q.sum(-1)
 
 
@@ -33,7 +29,8 @@ class Hyper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x.reshape(1, -1, x.shape[-1])).tanh()
-        return self.second(hidden).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        weights: Tensor = self.second(hidden).view(*x.shape[:-1], -1)
+        return weights
 
 
 class Monotonic(nn.Module):
@@ -53,7 +50,7 @@ class Monotonic(nn.Module):
         self.sizes = [num_agents * embed, embed, embed, 1]
         self.hyper = Hyper(state_size, width, sum(self.sizes), generator)
 
-    def forward(self, q: Tensor, best: Tensor, state: Tensor, action: Tensor) -> Tensor:
+    def forward(self, q: Tensor, state: Tensor) -> Tensor:
         first, bias, second, last = self.hyper(state).split(self.sizes, -1)
         first = first.abs().unflatten(-1, (q.shape[-1], -1))
         hidden = functional.elu((q.unsqueeze(-1) * first).sum(-2) + bias)
@@ -61,37 +58,19 @@ class Monotonic(nn.Module):
         return total
 
 
-class Dueling(nn.Module):
-    """QPLEX (Wang et al. 2021, arXiv 2008.01062, eq. 9 to 12): all functions that the agents' own choices maximise.
-
-    V_i = w_i(s) max_a Q_i + b_i(s),  A_i = w_i(s) (Q_i - max_a Q_i) <= 0,  w_i > 0
-    Q_tot = sum_i V_i + sum_i lambda_i(s, a) A_i,  lambda_i = sum_k |v_k(s)| sigmoid(phi_ik(s)) sigmoid(l_ik(s, a)) > 0
-
-    As in the authors' code, the advantages pass no gradient through lambda's excess over 1.
+class Joint(nn.Module):
+    """Q*(s, a) of weighted QMIX: any function of the global state and the joint action, by which nobody acts.
 
     Args:
-        num_agents: values to mix.
-        state_size: width of the global state.
-        action_size: width of the joint action.
-        heads: terms of lambda.
-        width: hidden units of its networks.
+        size: width of the state and the joint action together.
+        width: units of each of its two hidden layers.
     """
 
-    def __init__(
-        self, num_agents: int, state_size: int, action_size: int, heads: int, width: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, size: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.sizes = [num_agents, num_agents, heads, heads * num_agents]
-        self.hyper = Hyper(state_size, width, sum(self.sizes), generator)
-        self.joint = Hyper(state_size + action_size, width, heads * num_agents, generator)
+        self.mlp = Mlp((size, width, width, 1), 1, generator)
 
-    def forward(self, q: Tensor, best: Tensor, state: Tensor, action: Tensor) -> Tensor:
-        scale, shift, key, agents = self.hyper(state).split(self.sizes, -1)
-        scale = scale.abs() + 1e-10
-        terms = (agents.sigmoid() * self.joint(torch.cat([state, action], -1)).sigmoid()).unflatten(
-            -1, (-1, q.shape[-1])
-        )
-        importance = ((key.abs() + 1e-10).unsqueeze(-1) * terms).sum(-2)
-        advantage = (scale * (q - best)).detach()
-        total: Tensor = (scale * q + shift).sum(-1) + ((importance - 1) * advantage).sum(-1)
-        return total
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([state, action], -1)
+        value: Tensor = self.mlp(x.reshape(1, -1, x.shape[-1])).view(x.shape[:-1])
+        return value
