@@ -37,7 +37,9 @@ SPREAD = {
     "epsilon_steps": 200_000,
     "gamma": 0.95,
 }
+RECALL = {"num_envs": 16, "total_steps": 100_000, "update_every": 64, "lr": 2e-3, "batch_size": 32}
 for _algorithm in VALUES:
+    TASKS[_algorithm, "memory/recall"] = RECALL
     TASKS[_algorithm, "mpe/simple_spread"] = SPREAD
     for _game in ("two_step", "nonmonotonic"):  # only full exploration shows the team what joint actions pay
         TASKS[_algorithm, f"matrix/{_game}"] = {**(WEIGHTED if _algorithm == "wqmix" else MATRIX), "epsilon_end": 1.0}

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal import actions, tree
 from shoal.types import Agents, Batch, EnvSpec, ShoalError, Tree
+
+Numbers = NDArray[np.float64]
+Slots = NDArray[np.int64]
 
 
 def allocate(spec: EnvSpec, lead: tuple[int, ...], memory_sizes: dict[str, int]) -> Batch:
@@ -227,7 +232,7 @@ class SumTree:
 
 
 @njit(cache=True)
-def _set(sums, leaves, slots, values):  # type: ignore[no-untyped-def]
+def _set(sums: Numbers, leaves: int, slots: Slots, values: Numbers) -> None:
     for i in range(len(slots)):
         node = leaves + slots[i]
         sums[node] = values[i]
@@ -238,7 +243,7 @@ def _set(sums, leaves, slots, values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _descend(sums, leaves, shares, slots):  # type: ignore[no-untyped-def]
+def _descend(sums: Numbers, leaves: int, shares: Numbers, slots: Slots) -> None:
     for i in range(len(shares)):
         left, node = shares[i] * sums[1], 1
         while node < leaves:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -220,10 +222,10 @@ SPEC = EnvSpec({"agent": GroupSpec(("a", "b"), (2,), Discrete(3))}, 1)
 ENVS = 3
 
 
-def replay(rows: int = 10, length: int = 4, batch: int = 64, **settings: float) -> Replay:
+def replay(rows: int = 10, length: int = 4, batch: int = 64, **settings: Any) -> Replay:
     return Replay(
         SPEC, ENVS, capacity=rows * ENVS, batch_size=batch, update_every=1_000_000, warmup=0, generator=generator(),
-        length=length, memory=2, **settings,  # type: ignore[arg-type]
+        length=length, memory=2, **settings,
     )  # fmt: skip
 
 

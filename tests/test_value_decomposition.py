@@ -153,10 +153,10 @@ def plain_gradient(name: str, algorithm: ValueDecomposition, batch: Batch) -> Te
         for t in range(time):
             total = plain_mix(name, algorithm.mixer, torch.stack(chosen, -1)[t], batch.state[t])
             with torch.no_grad():
-                mixer = algorithm.target["mixer"]
+                mixer = algorithm.target_mixer
                 after = plain_mix(name, mixer, torch.stack(following, -1)[t], batch.next_state[t])
                 if name == "wqmix":
-                    after = plain_joint(algorithm.target["joint"], batch.next_state[t], torch.cat(will_act, -1)[t])
+                    after = plain_joint(algorithm.target_joint, batch.next_state[t], torch.cat(will_act, -1)[t])
             y = torch.stack(reward).mean(0)[t] + config.gamma * after * ~stop[t]
             weight = torch.where(total < y, 1.0, 0.1) if name == "wqmix" else torch.ones(())
             loss, count = loss + (weight * (total - y).square() * live[t]).sum(), count + live[t].sum()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
-from shoal.nets.dense import AgentNet
+from shoal.nets.dense import AgentNet, flat
 from shoal.replay import Replay
 from shoal.returns import mean_weights, td_target
 from shoal.types import Action, Agents, Batch, Box, Discrete, EnvSpec, Groups, Preset, Tree, View
@@ -122,7 +122,7 @@ class DDPG:
             if explore and self.env_steps < self.config.warmup:
                 action = actions.random(group.action, legal, self.sampler)
             else:
-                output = self.actors[name](_flat(view.obs[name]))[0]
+                output = self.actors[name](flat(view.obs[name], 2))[0]
                 action = (self._explored if explore else actions.greedy)(group.action, output, legal)
             chosen[name] = action.cpu()
         if explore:
@@ -177,7 +177,7 @@ class DDPG:
     def _update_actors(self, batch: Batch, joint: Groups) -> dict[str, Tensor]:
         values = []
         for name, agents in batch.groups.items():
-            output, pullback = self.actors[name].linearize(_flat(agents.obs))
+            output, pullback = self.actors[name].linearize(flat(agents.obs, 2))
             output = output[0]
             action, soft = self._action(name, output, agents.legal)
             q, critic_pullback = self.critics[name].linearize(self._with_own(name, joint[name], action))
@@ -194,7 +194,7 @@ class DDPG:
     def _joint(self, seen: dict[str, tuple[Tensor, Tensor]]) -> Groups:
         """What each group's critics see `[batch, agent, columns]`, from every group's observations and actions."""
         if not self.config.central:
-            return {n: torch.cat([_flat(obs), action], -1) for n, (obs, action) in seen.items()}
+            return {n: torch.cat([flat(obs, 2), action], -1) for n, (obs, action) in seen.items()}
         parts = [obs.flatten(1) for obs, _ in seen.values()] + [action.flatten(1) for _, action in seen.values()]
         everything = torch.cat(parts, -1).unsqueeze(1)
         return {n: everything.expand(-1, self.spec.groups[n].num_agents, -1) for n in seen}
@@ -220,7 +220,7 @@ class DDPG:
 
     def _target_action(self, name: str, agents: Agents) -> Tensor:
         """mu'(o') as critic input; nothing where an agent's return has ended."""
-        action, _ = self._action(name, self.target_actors[name](_flat(agents.next_obs))[0], agents.next_legal)
+        action, _ = self._action(name, self.target_actors[name](flat(agents.next_obs, 2))[0], agents.next_legal)
         scale = self.config.target_noise
         if scale and isinstance(self.spec.groups[name].action, Box):
             noise = torch.empty_like(action).normal_(generator=self.sampler).mul_(scale)
@@ -258,11 +258,6 @@ class DDPG:
             optimizer.load_state_dict(saved)
         self.sampler.set_state(state["sampler"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
-
-
-def _flat(obs: Tensor) -> Tensor:
-    """`[batch, agent, *obs_shape] -> [batch, agent, features]`."""
-    return obs.flatten(2).to(torch.float32)
 
 
 PRESETS = {

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
-from shoal.nets.dense import AgentNet
+from shoal.nets.dense import AgentNet, flat
 from shoal.nets.mixers import Joint, Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay
@@ -115,10 +115,12 @@ class ValueDecomposition:
         generator = torch.Generator().manual_seed(seed)
         self.nets = {name: self._net(name, generator) for name in spec.groups}
         self.mixer, self.joint = self._mixer(generator), self._joint(generator)
-        parts = {"agents": nn.ModuleDict(self.nets), "mixer": self.mixer, "joint": self.joint}
-        self.module = nn.ModuleDict(parts).to(self.device)
-        self.target = copy.deepcopy(self.module)
-        self.target_nets: dict[str, AgentNet] = dict(self.target["agents"].items())  # type: ignore[operator]
+        learned = self.nets, self.mixer, self.joint
+        followers = self.target_nets, self.target_mixer, self.target_joint = copy.deepcopy(learned)
+        self.module, self.target = (
+            nn.ModuleDict({"agents": nn.ModuleDict(nets), "mixer": mixer, "joint": joint}).to(self.device)
+            for nets, mixer, joint in (learned, followers)
+        )
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
         self.target_vector = optim.flatten(self.target)[0]
         self.norm = ValueNorm().to(self.device)
@@ -161,7 +163,7 @@ class ValueDecomposition:
         view, memory = tree.to(view, self.device), tree.to(memory, self.device)
         epsilon, chosen, remembered = self.epsilon if explore else 0.0, {}, {}
         for name in view.obs:
-            q, after = self.nets[name].step(_flat(view.obs[name], 2), memory[name])
+            q, after = self.nets[name].step(flat(view.obs[name], 2), memory[name])
             chosen[name] = self._choose(name, q, view.legal[name], epsilon).cpu()
             remembered[name] = after.cpu()
         if explore:
@@ -238,7 +240,7 @@ class ValueDecomposition:
             return memory
         ended = batch.ended[:steps]
         for name, agents in batch.groups.items():
-            after = nets[name].unroll(_flat(agents.obs[:steps]), memory[name], ended)[1][-1]
+            after = nets[name].unroll(flat(agents.obs[:steps], 3), memory[name], ended)[1][-1]
             memory[name] = after * ~ended[-1].view(-1, 1, 1)
         return memory
 
@@ -260,11 +262,11 @@ class ValueDecomposition:
             state, next_state = self._states(batch)
             values = [self.mixer(value, state)]
             with torch.no_grad():
-                next_value = self.target["mixer"](next_value, next_state)
+                next_value = self.target_mixer(next_value, next_state)
             if self.config.weight != 1:
                 values.append(self.joint(state, _flat_cat(chosen)))
                 with torch.no_grad():
-                    next_value = self.target["joint"](next_state, _flat_cat(next_chosen))
+                    next_value = self.target_joint(next_state, _flat_cat(next_chosen))
         reward, terminated = self._outcome(batch)
         ended = batch.ended.unsqueeze(-1) if reward.ndim > 2 else batch.ended
         next_value = self.norm.restore(next_value)
@@ -274,7 +276,7 @@ class ValueDecomposition:
         self, name: str, agents: Agents, ended: Tensor, start: Tensor, target_start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values of the steps; and of their successors, without gradient, by which to choose and by which to judge."""
-        obs, next_obs = _flat(agents.obs), _flat(agents.next_obs)
+        obs, next_obs = flat(agents.obs, 3), flat(agents.next_obs, 3)
         net, target = self.nets[name], self.target_nets[name]
         q, after = net.unroll(obs, start, ended)
         with torch.no_grad():
@@ -339,11 +341,6 @@ def _check(spec: EnvSpec, config: Config) -> None:
         raise ShoalError("a network with memory needs a hidden layer before it: set net.hidden to 64, say")
     if config.n_step < 1 or config.sequence < 0 or config.burn_in < 0:
         raise ShoalError("n_step must be at least 1, sequence and burn_in must not be negative")
-
-
-def _flat(obs: Tensor, lead: int = 3) -> Tensor:
-    """`[*lead axes, *obs_shape] -> [*lead axes, features]`; the lead axes are time, batch and agent."""
-    return obs.flatten(lead).to(torch.float32)
 
 
 def _pick(q: Tensor, action: Tensor) -> Tensor:

@@ -165,9 +165,9 @@ def names() -> list[str]:
     return ["recall"]
 
 
-def make(name: str, num_envs: int, **arguments: object) -> Recall:
+def make(name: str, num_envs: int, **arguments: Any) -> Recall:
     """A batch of `recall`."""
-    return Recall(num_envs, **arguments)  # type: ignore[arg-type]
+    return Recall(num_envs, **arguments)
 
 
 def parameters(name: str) -> dict[str, inspect.Parameter]:

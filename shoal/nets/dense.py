@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from shoal.nets.gru import Gru
 
 
+def flat(obs: Tensor, lead: int) -> Tensor:
+    """`[*lead axes, *obs_shape] -> [*lead axes, features]` in float32."""
+    return obs.flatten(lead).to(torch.float32)
+
+
 class Mlp(nn.Module):
     """`copies` perceptrons of the same sizes side by side: `[copies, batch, in] -> [copies, batch, out]`, ReLU between.
 
