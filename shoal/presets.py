@@ -27,7 +27,7 @@ MATRIX = {"num_envs": 8, "total_steps": 20_000, "update_every": 8, "lr": 1e-3, "
 # Weighted errors pull at actions that nobody prefers any more; with large steps the preference tips over again
 WEIGHTED = {**MATRIX, "total_steps": 40_000, "lr": 2e-4, "batch_size": 256}
 REPEATED = {**MATRIX, "total_steps": 60_000, "update_every": 16, "gamma": 0.9, "epsilon_steps": 30_000}
-SPREAD = {
+COOPERATIVE = {
     "num_envs": 32,
     "total_steps": 2_000_000,
     "update_every": 32,
@@ -37,10 +37,11 @@ SPREAD = {
     "epsilon_steps": 200_000,
     "gamma": 0.95,
 }
-RECALL = {"num_envs": 16, "total_steps": 100_000, "update_every": 64, "lr": 2e-3, "batch_size": 32}
+RECALL = {**MATRIX, "num_envs": 16, "total_steps": 100_000, "update_every": 64, "lr": 2e-3, "batch_size": 32}
 for _algorithm in VALUES:
     TASKS[_algorithm, "memory/recall"] = RECALL
-    TASKS[_algorithm, "mpe/simple_spread"] = SPREAD
+    for _scenario in ("simple_spread", "simple_speaker_listener"):
+        TASKS[_algorithm, f"mpe/{_scenario}"] = COOPERATIVE
     for _game in ("two_step", "nonmonotonic"):  # only full exploration shows the team what joint actions pay
         TASKS[_algorithm, f"matrix/{_game}"] = {**(WEIGHTED if _algorithm == "wqmix" else MATRIX), "epsilon_end": 1.0}
     for _game in ("climbing", "penalty"):
