@@ -2,9 +2,14 @@
 
 A network's output for an agent is `[..., agent, size]`: logits for `Discrete`, pre-tanh means for `Box`. `legal` is
 `[..., agent, size]` or, where everything is legal, `[..., agent, 0]`.
+
+Stochastic policies (`sample`, `likelihood`) need `Box` outputs `[..., agent, 2 size]`: after the means, logarithms of
+standard deviations. Their actions are normal draws clipped to [-1, 1].
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -29,7 +34,34 @@ def greedy(space: Action, output: Tensor, legal: Tensor) -> Tensor:
     """The most likely legal action, or the mean."""
     if isinstance(space, Discrete):
         return mask_logits(output, legal).argmax(-1)
-    return output.tanh()
+    return output[..., : space.size].tanh()
+
+
+def sample(space: Action, output: Tensor, legal: Tensor, generator: torch.Generator) -> Tensor:
+    """A draw of the policy whose network said `output`."""
+    if isinstance(space, Discrete):
+        return (mask_logits(output, legal) + gumbel_like(output, generator)).argmax(-1)
+    mean, log_std = output.chunk(2, -1)
+    noise = torch.empty_like(mean).normal_(generator=generator)
+    return mean.tanh().addcmul_(noise, log_std.exp()).clamp_(-1, 1)
+
+
+def likelihood(space: Action, output: Tensor, action: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of `action`, and the policy's entropy, both `[..., agent]`.
+
+    A number at a bound of `Box` has the probability of all draws that were clipped to it (Fujita & Maeda 2018, arXiv
+    1802.07564), so that nothing must be known but what was done; its entropy is the normal distribution's.
+    """
+    if isinstance(space, Discrete):
+        log_p = mask_logits(output, legal).log_softmax(-1)
+        taken = log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return taken, -(log_p.exp() * log_p).sum(-1)
+    pre, log_std = output.chunk(2, -1)
+    mean, std = pre.tanh(), log_std.exp()
+    inside = -0.5 * ((action - mean) / std).square() - log_std - 0.5 * math.log(2 * math.pi)
+    above, below = (torch.special.log_ndtr((sign * mean - 1) / std) for sign in (1, -1))
+    log_prob = torch.where(action >= 1, above, torch.where(action <= -1, below, inside))
+    return log_prob.sum(-1), (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
 def relax(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

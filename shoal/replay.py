@@ -39,6 +39,39 @@ def allocate(spec: EnvSpec, lead: tuple[int, ...], memory_sizes: dict[str, int])
     return Batch(groups, state, torch.zeros_like(state), torch.zeros(lead, dtype=torch.bool))
 
 
+def num_bytes(batch: Batch) -> int:
+    """Of all tensors together."""
+    return sum(x.numel() * x.element_size() for x in tree.leaves(batch))
+
+
+class Fresh:
+    """Every rollout is learned from once, as a whole, and forgotten.
+
+    Args:
+        spec: of the environments that are played.
+        num_envs: environments that step together.
+        rollout_steps: steps of every environment in a rollout.
+        memory: width of the agents' memory.
+    """
+
+    def __init__(self, spec: EnvSpec, num_envs: int, rollout_steps: int, memory: int = 0) -> None:
+        self.rollout_steps = rollout_steps
+        one = allocate(spec, (1, 1), dict.fromkeys(spec.groups, memory))
+        self.num_bytes = num_envs * rollout_steps * num_bytes(one)
+
+    def add(self, rollout: Batch) -> Iterator[Batch]:
+        yield rollout
+
+    def cut(self) -> None:
+        """Nothing is kept that could go on."""
+
+    def state_dict(self) -> Tree:
+        return {}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Nothing to load."""
+
+
 class Replay:
     """A ring of steps of which sequences are drawn: uniformly, or by priority; a sequence may span episodes.
 
@@ -107,7 +140,7 @@ class Replay:
 
     @staticmethod
     def _refuse_what_does_not_fit(spec: EnvSpec, sizes: dict[str, int], transitions: int) -> None:
-        one = sum(x.numel() * x.element_size() for x in tree.leaves(allocate(spec, (1, 1), sizes)))
+        one = num_bytes(allocate(spec, (1, 1), sizes))
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if one * transitions > 0.8 * memory:
             raise ShoalError(
@@ -118,7 +151,7 @@ class Replay:
     @property
     def num_bytes(self) -> int:
         """Memory of the full ring."""
-        return sum(x.numel() * x.element_size() for x in self.ring)
+        return num_bytes(self.storage)
 
     def add(self, rollout: Batch) -> Iterator[Batch]:
         """Store `rollout` (`[time, env, ...]`), then one sampled batch for every `update_every` steps of it."""

@@ -7,8 +7,12 @@ episode. A time limit ends an episode without terminating it, so its successor's
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from shoal.types import Batch
 
 
 def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
@@ -16,10 +20,39 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: flo
     return reward + gamma * next_value.masked_fill(terminated, 0.0)
 
 
+def outcome(batch: Batch, reward: Literal["own", "sum", "mean"], team: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What happened, as values are learned from it: reward, terminated and alive, `[time, batch, column]`.
+
+    A column is an agent, of all groups in turn; a team is one column, whose return stops when all agents have
+    terminated. `reward` is each agent's own, or the sum or mean of all agents' rewards.
+    """
+    groups = batch.groups.values()
+    own, terminated, alive = (torch.cat([getattr(g, n) for g in groups], -1) for n in ("reward", "terminated", "alive"))
+    shared = own.sum(-1, keepdim=True) if reward == "sum" else own.mean(-1, keepdim=True)
+    if team:
+        return shared, terminated.all(-1, keepdim=True), alive.any(-1, keepdim=True)
+    return own if reward == "own" else shared.expand_as(own), terminated, alive
+
+
 def mean_weights(mask: Tensor) -> Tensor:
     """Weights with which a sum is the mean over the places where `mask`; all 0 where nothing is."""
     weight = mask.to(torch.float32)
     return weight.div_(weight.sum().clamp_(min=1.0))
+
+
+def gae(
+    reward: Tensor, terminated: Tensor, ended: Tensor, value: Tensor, next_value: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage estimates (Schulman et al. 2016, arXiv 1506.02438, eq. 16), `[time, ...]`.
+
+    A_t = delta_t + gamma lam A_{t+1} with delta_t = td_target_t - V(s_t); the sum stops where an episode ends, or the
+    agent's part in it. `next_value[t]` is V of the successor of step t: a time limit cuts the sum, not the bootstrap.
+    """
+    delta = td_target(reward, terminated, next_value, gamma) - value
+    decay = (gamma * lam) * (~(terminated | ended)).to(delta.dtype)
+    for t in reversed(range(len(delta) - 1)):
+        delta[t].addcmul_(decay[t], delta[t + 1])
+    return delta
 
 
 def n_step(reward: Tensor, terminated: Tensor, ended: Tensor, next_value: Tensor, gamma: float, n: int) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "shoal"
 LAYERS = [
     {"types", "tree"},
-    {"returns", "explore", "actions", "optim", "replay", "nets", "envs"},
+    {"returns", "explore", "actions", "optim", "replay", "threads", "nets", "envs"},
     {"algorithms", "collect"},
     {"train", "evaluate", "checkpoint", "log", "plot", "film", "registry", "config", "presets", "experiment", "teams"},
     {"cli", "__init__", "__main__"},

@@ -34,7 +34,7 @@ from shoal.nets.dense import AgentNet, flat
 from shoal.nets.mixers import Joint, Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay
-from shoal.returns import mean_weights, n_step
+from shoal.returns import mean_weights, n_step, outcome
 from shoal.types import Agents, Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
 
 
@@ -209,14 +209,14 @@ class ValueDecomposition:
         batch = tree.to(batch, self.device)
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
-        values, target = self._values(batch, *start)
-        alive = self._alive(batch)[: len(target)]
+        values, target, alive = self._values(batch, *start)
+        alive = alive[: len(target)]
         weights = mean_weights(alive)
         if self.config.normalise:
             self.norm.update(target, weights)
         if self.config.priority and self.replay is not None:
             importance = self.replay.weight.to(self.device)
-            weights = weights * importance.view(1, -1, *[1] * (weights.ndim - 2))
+            weights = weights * importance.view(1, -1, 1)
         errors = [value[: len(target)] - self.norm.normalise(target) for value in values]
         doubt = torch.where(errors[0] < 0, 1.0, self.config.weight)
         loss = (weights * doubt * errors[0].square()).sum()
@@ -244,8 +244,11 @@ class ValueDecomposition:
             memory[name] = after * ~ended[-1].view(-1, 1, 1)
         return memory
 
-    def _values(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[list[Tensor], Tensor]:
-        """Q_tot (with a weight, Q* too) and the target of both, `[time, batch]`; for IQL `[time, batch, agent]`."""
+    def _values(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Q_tot (with a weight, Q* too), the target of both, and where to learn, `[time, batch, 1]`.
+
+        For IQL `[time, batch, agent]`.
+        """
         taken, following, chosen, next_chosen = [], [], [], []
         for name, agents in batch.groups.items():
             space = self.spec.groups[name].action
@@ -260,17 +263,16 @@ class ValueDecomposition:
         values = [value]
         if self.config.mixer != "none":
             state, next_state = self._states(batch)
-            values = [self.mixer(value, state)]
+            values = [self.mixer(value, state).unsqueeze(-1)]
             with torch.no_grad():
-                next_value = self.target_mixer(next_value, next_state)
+                next_value = self.target_mixer(next_value, next_state).unsqueeze(-1)
             if self.config.weight != 1:
-                values.append(self.joint(state, _flat_cat(chosen)))
+                values.append(self.joint(state, _flat_cat(chosen)).unsqueeze(-1))
                 with torch.no_grad():
-                    next_value = self.target_joint(next_state, _flat_cat(next_chosen))
-        reward, terminated = self._outcome(batch)
-        ended = batch.ended.unsqueeze(-1) if reward.ndim > 2 else batch.ended
-        next_value = self.norm.restore(next_value)
-        return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step)
+                    next_value = self.target_joint(next_state, _flat_cat(next_chosen)).unsqueeze(-1)
+        reward, terminated, alive = outcome(batch, self.config.reward, team=self.config.mixer != "none")
+        ended, next_value = batch.ended.unsqueeze(-1), self.norm.restore(next_value)
+        return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step), alive
 
     def _q(
         self, name: str, agents: Agents, ended: Tensor, start: Tensor, target_start: Tensor
@@ -291,20 +293,6 @@ class ValueDecomposition:
             return batch.state, batch.next_state
         groups = batch.groups.values()
         return _flat_cat([a.obs for a in groups]), _flat_cat([a.next_obs for a in groups])
-
-    def _outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Reward, and where returns stop: `[time, batch]` for a team, `[time, batch, agent]` for independent agents."""
-        reward = torch.cat([agents.reward for agents in batch.groups.values()], -1)
-        terminated = torch.cat([agents.terminated for agents in batch.groups.values()], -1)
-        team = reward.sum(-1) if self.config.reward == "sum" else reward.mean(-1)
-        if self.config.mixer != "none":
-            return team, terminated.all(-1)
-        return (reward if self.config.reward == "own" else team.unsqueeze(-1).expand_as(reward)), terminated
-
-    def _alive(self, batch: Batch) -> Tensor:
-        """Where there is something to learn, shaped like the values."""
-        alive = torch.cat([agents.alive for agents in batch.groups.values()], -1)
-        return alive if self.config.mixer == "none" else alive.any(-1)
 
     # Saving
 

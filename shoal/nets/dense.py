@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from shoal.nets.gru import Gru
 
+ALL = slice(None)
+
 
 def flat(obs: Tensor, lead: int) -> Tensor:
     """`[*lead axes, *obs_shape] -> [*lead axes, features]` in float32."""
@@ -37,15 +39,17 @@ class Mlp(nn.Module):
         self.stack = nn.ParameterList(layers)
         self.layers = list(zip(layers[::2], layers[1::2], strict=True))  # a ParameterList is slow to read
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linearize(x)[0]
+    def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
+        """Of all copies, or of `some` of them."""
+        return self.linearize(x, some)[0]
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The output and every layer's input, which `pull_back` needs."""
+    def linearize(self, x: Tensor, some: slice = ALL) -> tuple[Tensor, list[Tensor]]:
+        """The output and every layer's input, which `pull_weights` and `pull_input` need."""
+        layers = self.layers if some == ALL else [(weight[some], bias[some]) for weight, bias in self.layers]
         inputs = [x]
-        for weight, bias in self.layers[:-1]:
+        for weight, bias in layers[:-1]:
             inputs.append(torch.baddbmm(bias, inputs[-1], weight).relu_())
-        weight, bias = self.layers[-1]
+        weight, bias = layers[-1]
         return torch.baddbmm(bias, inputs[-1], weight), inputs
 
     @torch.no_grad()
@@ -70,6 +74,25 @@ class Mlp(nn.Module):
 
 def _through_relu(grad: Tensor, output: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.default(grad, output, 0.0)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def orthogonal(net: AgentNet, gain: float, generator: torch.Generator) -> None:
+    """Draw all weights anew, orthogonal (Saxe et al. 2014, arXiv 1312.6120), with biases 0.
+
+    Hidden layers have the gain sqrt(2), which keeps a ReLU layer's variance; a recurrent unit's matrices 1, each gate's
+    for itself; the last layer `gain`.
+    """
+    perceptrons = [*net.mlp.layers, *(net.head.layers if net.memory else [])]
+    for k, (weight, bias) in enumerate(perceptrons):
+        bias.zero_()
+        for copy in weight:
+            nn.init.orthogonal_(copy, gain if k == len(perceptrons) - 1 else math.sqrt(2), generator=generator)
+    if net.memory:
+        for weight, bias in net.gru.layers:
+            bias.zero_()
+            for gate in weight.unflatten(2, (3, -1)).movedim(2, 1).flatten(0, 1):
+                nn.init.orthogonal_(gate, generator=generator)
 
 
 class Pullback:
@@ -128,8 +151,9 @@ class AgentNet(nn.Module):
         self.gru = Gru(sizes[-2], memory, copies, generator)
         self.head = Mlp((memory, sizes[-1]), copies, generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._outward(self.mlp(self._input_inward(x)), x.shape[:-2])
+    def forward(self, x: Tensor, agents: slice = ALL) -> Tensor:
+        """Of all agents; or of those `agents` whose inputs are in `x`, where each has weights of its own."""
+        return self._outward(self.mlp(self._input_inward(x), agents), x.shape[:-1])
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """In play: `[batch, agent, in]` and memory `[batch, agent, width]` -> `[batch, agent, out]` and memory."""
@@ -138,24 +162,25 @@ class AgentNet(nn.Module):
         hidden = self.mlp(self._input_inward(x)).relu_()
         keep = torch.ones(1, hidden.shape[1], dtype=torch.bool, device=x.device)
         after = self.gru(hidden.unsqueeze(1), self._inward(memory.unsqueeze(0)), keep).squeeze(1)
-        return self._outward(self.head(after), x.shape[:-2])[0], self._outward(after, x.shape[:-2])[0]
+        return self._outward(self.head(after), x.shape[:-1])[0], self._outward(after, x.shape[:-1])[0]
 
-    def unroll(self, x: Tensor, memory: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
+    def unroll(self, x: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> tuple[Tensor, Tensor]:
         """A sequence: `[time, batch, agent, in]` -> outputs and memory after each step, `[time, batch, agent, ...]`.
 
         Args:
             memory: before the first step, `[batch, agent, width]`.
             ended: `[time, batch]` bool; the next step starts another episode, with memory 0.
+            agents: see `forward`.
         """
         if not self.memory:
-            return self(x)[0], memory.expand(len(x), *memory.shape)
+            return self(x, agents)[0], memory.expand(len(x), *memory.shape)
         time, rows = len(x), x.shape[1] * (self.num_agents if self.shared else 1)
-        hidden = self.mlp(self._input_inward(x)).relu_().unflatten(1, (time, rows))
+        hidden = self.mlp(self._input_inward(x), agents).relu_().unflatten(1, (time, rows))
         keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
         if self.shared:
             keep = keep.repeat_interleave(self.num_agents, 1)
-        after = self.gru(hidden, self._inward(memory.unsqueeze(0)), keep).flatten(1, 2)
-        return self._outward(self.head(after), x.shape[:-2])[0], self._outward(after, x.shape[:-2])[0]
+        after = self.gru(hidden, self._inward(memory.unsqueeze(0)), keep, agents).flatten(1, 2)
+        return self._outward(self.head(after, agents), x.shape[:-1])[0], self._outward(after, x.shape[:-1])[0]
 
     def foresee(self, next_x: Tensor, out: Tensor, after: Tensor, ended: Tensor) -> Tensor:
         """Outputs for the successors of the steps that `unroll` went through, `[time, batch, agent, out]`.
@@ -173,7 +198,7 @@ class AgentNet(nn.Module):
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         """The output for `[batch, agent, in]`, and the chain rule through it; without memory only."""
         out, inputs = self.mlp.linearize(self._input_inward(x))
-        return self._outward(out, x.shape[:-2]), Pullback(self, inputs)
+        return self._outward(out, x.shape[:-1]), Pullback(self, inputs)
 
     # Inward: from [..., agent, size] to [copies, rows, size]; outward: back
 
@@ -188,8 +213,8 @@ class AgentNet(nn.Module):
 
     def _outward(self, out: Tensor, lead: torch.Size) -> Tensor:
         if self.shared:
-            return out.view(self.ensemble, *lead, self.num_agents, out.shape[-1])
-        return out.view(self.ensemble, self.num_agents, *lead, out.shape[-1]).movedim(1, -2)
+            return out.view(self.ensemble, *lead, out.shape[-1])
+        return out.view(self.ensemble, lead[-1], *lead[:-1], out.shape[-1]).movedim(1, -2)
 
     def _inward(self, grad: Tensor) -> Tensor:
         if self.shared:

@@ -39,16 +39,19 @@ class Gru(nn.Module):
 
         self.input_weight, self.input_bias = draw(size), draw(1)
         self.memory_weight, self.memory_bias = draw(width), draw(1)
+        self.layers = [(self.input_weight, self.input_bias), (self.memory_weight, self.memory_bias)]
 
-    def forward(self, x: Tensor, memory: Tensor, keep: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, keep: Tensor, some: slice = slice(None)) -> Tensor:
         """A sequence: `[copies, time, rows, size]` -> memory after each step `[copies, time, rows, width]`.
 
         Args:
             memory: before the first step, `[copies, rows, width]`.
             keep: `[time, rows]` bool; where not, memory is set to 0 before that step.
+            some: of the copies, which `x` and `memory` are for.
         """
-        drive = torch.baddbmm(self.input_bias, x.flatten(1, 2), self.input_weight).unflatten(1, x.shape[1:3])
-        weights = self.memory_weight, self.memory_bias
+        layers = self.layers if some == slice(None) else [(weight[some], bias[some]) for weight, bias in self.layers]
+        drive = torch.baddbmm(layers[0][1], x.flatten(1, 2), layers[0][0]).unflatten(1, x.shape[1:3])
+        weights = layers[1]
         if drive.device.type == "cpu" and drive.dtype == torch.float32:
             after: Tensor = _Compiled.apply(drive, memory, *weights, keep)
             return after

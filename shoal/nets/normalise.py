@@ -13,28 +13,29 @@ class ValueNorm(nn.Module):
 
     Args:
         decay: of the moving averages in each update.
+        columns: of the values' last axis, each with statistics of its own; 0: one for all values.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float = 0.999, columns: int = 0) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.columns = decay, columns
         self.mean_sum: Tensor
         self.square_sum: Tensor
         self.total: Tensor
         for name in ("mean_sum", "square_sum", "total"):
-            self.register_buffer(name, torch.zeros(()))
+            self.register_buffer(name, torch.zeros((columns,) if columns else ()))
 
     @torch.no_grad()
     def update(self, values: Tensor, weights: Tensor) -> None:
         """Take in `values`, averaged with `weights` that sum to 1."""
-        self.mean_sum.lerp_((values * weights).sum(), 1 - self.decay)
-        self.square_sum.lerp_((values.square() * weights).sum(), 1 - self.decay)
-        self.total.lerp_(weights.sum(), 1 - self.decay)
+        sums = ((self.mean_sum, values * weights), (self.square_sum, values.square() * weights), (self.total, weights))
+        for running, new in sums:
+            running.lerp_(new.flatten(0, -2).sum(0) if self.columns else new.sum(), 1 - self.decay)
 
     def scale(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation; 0 and 1 before the first update."""
-        mean = self.mean_sum / self.total.clamp(min=1e-8)
-        variance = self.square_sum / self.total.clamp(min=1e-8) - mean.square()
+        mean = self.mean_sum / self.total.clamp(min=1e-12)
+        variance = self.square_sum / self.total.clamp(min=1e-12) - mean.square()
         known = self.total > 0
         return mean, torch.where(known, variance.clamp(min=1e-4), torch.ones_like(variance)).sqrt()
 

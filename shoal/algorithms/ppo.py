@@ -1,0 +1,532 @@
+"""Proximal policy optimisation for many agents: IPPO, MAPPO and HAPPO; with one epoch and no clipping, A2C.
+
+Each agent i has a policy pi_i(a | o_i). Its advantages A_i are estimated (GAE) with a value that sees
+
+    own         what the agent sees (IPPO: de Witt et al. 2020, arXiv 2011.09533)
+    central     the global state, once for the team (MAPPO: Yu et al. 2022, arXiv 2103.01955)
+    agent       the global state and what the agent sees (MAPPO's "agent-specific" state)
+
+With rho = pi_i(a_i | o_i) / pi_i^old(a_i | o_i), learning maximises (Schulman et al. 2017, arXiv 1707.06347, eq. 7)
+
+    E[min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i)] + entropy * H(pi_i)
+
+and the values minimise the Huber error to A + V^old. HAPPO (Kuba et al. 2022, arXiv 2109.11251) lets agents learn one
+after the other, in random order; the advantage of each is multiplied with the ratios of those that have learned before,
+
+    M_i = A prod_{j before i} pi_j^new(a_j | o_j) / pi_j^old(a_j | o_j)
+
+so that no agent's step undoes another's. Agents with memory learn on sequences that start with the memory they had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shoal import actions, explore, optim, tree
+from shoal.nets.dense import ALL, AgentNet, flat, orthogonal
+from shoal.nets.normalise import ValueNorm
+from shoal.replay import Fresh
+from shoal.returns import gae, mean_weights, outcome
+from shoal.threads import Crew, cores
+from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
+
+TEAM = "team"  # the central critic's name, where the others have their group's
+PIECE = (
+    2048  # environment steps whose gradient one thread computes at a time: large enough for products, not for caches
+)
+
+Turn = dict[str, slice]
+"""The agents that learn together: where they stand in their group."""
+
+
+@dataclass(frozen=True)
+class Net:
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    memory: int = 0
+    """Width of the recurrent unit (GRU) between the hidden layers and the actions; 0: no memory."""
+    shared: bool = True
+    """One set of weights for all agents of a group instead of one each."""
+    identity: bool = True
+    """Tell agents that share weights apart by a number in their input."""
+    orthogonal: bool = True
+    """Draw initial weights orthogonal, with biases 0."""
+    gain: float = 0.01
+    """Scale of the policy's last layer at first (with orthogonal): small, so that all actions start equally likely."""
+    std: float = 0.5
+    """Standard deviation of continuous actions at first."""
+    std_of_state: bool = False
+    """The standard deviation depends on what the agent sees; without, it is one number for each action."""
+
+
+@dataclass(frozen=True)
+class Config:
+    value: Literal["own", "central", "agent"] = "central"
+    """What values see: what the agent sees, the global state, or both."""
+    reward: Literal["own", "sum", "mean"] = "mean"
+    """What is learned from: each agent's own reward, or the sum or mean of all agents' rewards."""
+    sequential: bool = False
+    """Agents learn one after the other (HAPPO) instead of all at once."""
+    batch_steps: int = 3200
+    """Environment steps (all environments together) that are played, then learned from."""
+    epochs: int = 10
+    """Times that each step is learned from."""
+    minibatches: int = 1
+    """Parts of a batch, a gradient step each."""
+    sequence: int = 0
+    """Steps through which memory is learned; 0: all of a rollout."""
+    lr: float = 7e-4
+    """Learning rate of the policies."""
+    critic_lr: float = 7e-4
+    """Learning rate of the values."""
+    anneal_steps: int = 0
+    """Environment steps over which learning rates and entropy fall, linearly; 0: they do not."""
+    lr_end: float = 0.0
+    """Fraction of the learning rates that is left then."""
+    entropy: float = 0.01
+    """Weight of the policies' entropy."""
+    entropy_end: float = 0.0
+    """Fraction of it that is left after anneal_steps."""
+    gamma: float = 0.99
+    """Discount."""
+    lam: float = 0.95
+    """Lambda of the advantage estimates: 0 trusts the values, 1 the returns."""
+    clip: float = 0.2
+    """How far a step's probability may move before it is learned from no longer; 0: no limit."""
+    target_kl: float = 0.0
+    """Epochs end when the policy has moved this far (KL divergence from the one that played); 0: never."""
+    value_clip: float = 0.0
+    """How far values may move from the ones that played, in the values' own units; 0: no limit."""
+    huber: float = 10.0
+    """Where errors of values turn from squared to absolute, in the values' own units; 0: always squared."""
+    normalise_value: bool = True
+    """Learn values in units of their running mean and standard deviation."""
+    value_decay: float = 0.99
+    """Of these, from batch to batch."""
+    normalise_advantage: bool = True
+    """Learn from advantages in units of the group's standard deviation, around their mean."""
+    max_grad_norm: float = 10.0
+    """Gradients of a policy, and of a value, are scaled down to this norm; 0: never."""
+    threads: int = 0
+    """That share the gradient of a batch; 0: one a core. It changes no result."""
+    net: Net = field(default_factory=Net)
+
+
+class Actor(nn.Module):
+    """A group's policies: `AgentNet`, and the standard deviation of its continuous actions."""
+
+    def __init__(self, group: GroupSpec, net: Net, generator: torch.Generator) -> None:
+        super().__init__()
+        self.box, self.std_of_state = isinstance(group.action, Box), net.std_of_state
+        size = group.action.size
+        self.net = AgentNet(
+            group.num_agents, (group.obs_size, *net.hidden, size * (1 + (self.box and net.std_of_state))),
+            shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
+        )  # fmt: skip
+        if net.orthogonal:
+            orthogonal(self.net, net.gain, generator)
+        if self.box:
+            copies = 1 if net.shared else group.num_agents
+            self.log_std = nn.Parameter(torch.full((copies, size), math.log(net.std)))
+
+    def forward(self, obs: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> Tensor:
+        """Of a sequence (see `AgentNet.unroll`), what `actions` reads: logits, or means and log standard deviations."""
+        return self._spread(self.net.unroll(obs, memory, ended, agents)[0], agents)
+
+    def step(self, obs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """In play (see `AgentNet.step`): the same, and memory."""
+        out, after = self.net.step(obs, memory)
+        return self._spread(out, ALL), after
+
+    def _spread(self, out: Tensor, agents: slice) -> Tensor:
+        if not self.box:
+            return out
+        log_std = self.log_std if self.net.shared else self.log_std[agents]
+        mean, shift = out.chunk(2, -1) if self.std_of_state else (out, torch.zeros_like(out))
+        return torch.cat([mean, (log_std + shift).clamp(-5.0, 1.0)], -1)
+
+
+@dataclass
+class Lesson:
+    """What a batch teaches: `[time, batch, ...]`, its columns the agents of all groups in turn."""
+
+    obs: Groups
+    legal: Groups
+    memory: Groups
+    action: Groups
+    ended: Tensor
+    alive: Tensor
+    """`[time, batch, column]`."""
+    seen: Groups
+    """The critics' inputs, by critic `[time, batch, agent, ...]`."""
+    counts: Tensor
+    """Which values have a target, `[time, batch, value]`."""
+    log_prob: Tensor
+    """Of the policies that played, `[time, batch, column]`."""
+    value: Tensor
+    """Of the critics when this was played, in the network's units, `[time, batch, value]`."""
+    advantage: Tensor
+    """`[time, batch, column]`."""
+    target: Tensor
+    """Of the values, like these."""
+
+
+class PPO:
+    """See the module's docstring. `spec` is the environment's; `seed` fixes weights, draws and orders."""
+
+    def __init__(self, spec: EnvSpec, config: Config, *, seed: int = 0, device: str = "cpu") -> None:
+        _check(spec, config)
+        self.spec, self.config, self.device = spec, config, torch.device(device)
+        self.sampler = torch.Generator(self.device).manual_seed(seed)
+        self.shuffler = torch.Generator().manual_seed(seed)
+        self.env_steps = 0
+        self.start = dict(zip(spec.groups, _starts(spec), strict=True))  # a group's first column
+        self.num_values = spec.num_agents if config.value != "central" or config.reward == "own" else 1
+        generator = torch.Generator().manual_seed(seed)
+        actors = {name: Actor(group, config.net, generator) for name, group in spec.groups.items()}
+        critics = {name: self._critic(*sizes, generator) for name, sizes in self._critic_sizes().items()}
+        self.actors, self.critics = actors, critics
+        self.modules = [nn.ModuleDict(nets).to(self.device) for nets in (actors, critics)]
+        self.norm = ValueNorm(config.value_decay, self.num_values).to(self.device)
+        self.actor_optimizers = {
+            name: optim.Adam(actor, config.lr, config.max_grad_norm, spec.groups[name].num_agents * config.sequential)
+            for name, actor in actors.items()
+        }
+        self.critic_optimizer = optim.Adam(self.modules[1], config.critic_lr, config.max_grad_norm)
+        self.crew = Crew((config.threads or cores()) if self.device.type == "cpu" else 1)
+
+    def _critic_sizes(self) -> dict[str, tuple[int, int, int]]:
+        """Agents, inputs and outputs of each critic."""
+        groups, memory, value = self.spec.groups, self.config.net.memory, self.config.value
+        state = self.spec.state_size or sum(g.num_agents * g.obs_size for g in groups.values())
+        if value == "central":
+            return {TEAM: (1, state + self.spec.num_agents * memory, self.num_values)}
+        return {n: (g.num_agents, g.obs_size + memory + state * (value == "agent"), 1) for n, g in groups.items()}
+
+    def _critic(self, agents: int, inputs: int, outputs: int, generator: torch.Generator) -> AgentNet:
+        net = self.config.net
+        sizes = (inputs, *net.hidden, outputs)
+        critic = AgentNet(agents, sizes, shared=net.shared, identity=net.identity, generator=generator)
+        if net.orthogonal:
+            orthogonal(critic, 1.0, generator)
+        return critic
+
+    # Playing
+
+    def initial_memory(self, num_envs: int) -> Groups:
+        width = self.config.net.memory
+        return {name: torch.zeros(num_envs, g.num_agents, width) for name, g in self.spec.groups.items()}
+
+    @torch.no_grad()
+    def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
+        view, memory = tree.to(view, self.device), tree.to(memory, self.device)
+        chosen, remembered = {}, {}
+        for name in view.obs:
+            space, legal = self.spec.groups[name].action, view.legal[name]
+            out, after = self.actors[name].step(flat(view.obs[name], 2), memory[name])
+            drawn = actions.sample(space, out, legal, self.sampler) if explore else actions.greedy(space, out, legal)
+            chosen[name], remembered[name] = drawn.cpu(), after.cpu()
+        if explore:
+            self.env_steps += len(view.state)
+        return chosen, remembered
+
+    # Learning
+
+    def experience(self, num_envs: int) -> Fresh:
+        config = self.config
+        steps = max(config.batch_steps // num_envs, 1)
+        if config.net.memory and config.sequence and steps % config.sequence:
+            raise ShoalError(
+                f"rollouts of {steps} steps ({config.batch_steps} of {num_envs} environments) do not divide into "
+                f"sequences of {config.sequence}"
+            )
+        return Fresh(self.spec, num_envs, steps, config.net.memory)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Epochs of gradient steps on a rollout `[time, env, ...]`."""
+        config = self.config
+        lesson = self._sequences(self._study(tree.to(batch, self.device)))
+        self._anneal()
+        metrics: list[dict[str, Tensor]] = []
+        for number, turn in enumerate(self._turns()):
+            for _ in range(config.epochs):
+                steps = [self._step(part, turn, values=number == 0) for part in self._minibatches(lesson)]
+                metrics += steps
+                if 0 < config.target_kl < torch.stack([step["kl"] for step in steps]).mean():
+                    break
+            if config.sequential:
+                self._compound(lesson, turn)
+        named = {name: [step[name] for step in metrics if name in step] for name in metrics[0]}
+        return {name: torch.stack(values).mean() for name, values in named.items()}
+
+    @torch.no_grad()
+    def _study(self, batch: Batch) -> Lesson:
+        """What a rollout teaches: old probabilities, values, advantages."""
+        config, groups = self.config, batch.groups
+        obs = {name: flat(agents.obs, 3) for name, agents in groups.items()}
+        memory = {name: agents.memory for name, agents in groups.items()}
+        reward, terminated, counts = outcome(batch, config.reward, team=self.num_values == 1)
+        alive = torch.cat([agents.alive for agents in groups.values()], -1)
+        unknown = reward.new_zeros(*reward.shape[:2], 0)
+        lesson = Lesson(
+            obs=obs,
+            legal={name: agents.legal for name, agents in groups.items()},
+            memory=memory,
+            action={name: agents.action for name, agents in groups.items()},
+            ended=batch.ended,
+            alive=alive,
+            seen=self._seen(obs, memory, batch.state),
+            counts=counts,
+            log_prob=unknown,
+            value=unknown,
+            advantage=unknown,
+            target=unknown,
+        )
+        judged = self.crew.map(self._judge_all, _pieces(lesson))
+        log_prob, value = torch.cat([p for p, _ in judged], 1), torch.cat([v for _, v in judged], 1)
+        following = self.norm.restore(self._following(batch, value))
+        value = self.norm.restore(value)
+        ended = batch.ended.unsqueeze(-1)
+        advantage = gae(reward, terminated, ended, value, following, config.gamma, config.lam)
+        target = value + advantage
+        if config.normalise_value:
+            self.norm.update(target, mean_weights(counts))
+        advantage = advantage.expand(alive.shape).clone()
+        if config.normalise_advantage:
+            for name, group in self.spec.groups.items():
+                columns = slice(self.start[name], self.start[name] + group.num_agents)
+                _standardise(advantage[..., columns], alive[..., columns])
+        value, target = self.norm.normalise(value), self.norm.normalise(target)
+        return replace(lesson, log_prob=log_prob, value=value, advantage=advantage, target=target)
+
+    def _seen(self, obs: Groups, memory: Groups, state: Tensor) -> Groups:
+        """What each critic sees, `[..., agent, columns]`: with memory, also what the agents remember."""
+        if self.config.value == "own":
+            return {name: _join([obs[name], memory[name]]) for name in obs}
+        state = state if self.spec.state_size else _join([x.flatten(-2) for x in obs.values()])
+        if self.config.value == "central":
+            return {TEAM: _join([state, *[x.flatten(-2) for x in memory.values()]]).unsqueeze(-2)}
+        beside = {name: state.unsqueeze(-2).expand(*x.shape[:-1], -1) for name, x in obs.items()}
+        return {name: _join([beside[name], obs[name], memory[name]]) for name in obs}
+
+    def _value(self, seen: Groups) -> Tensor:
+        """`[..., value]` in the networks' units."""
+        return torch.cat([self.critics[name](x)[0].flatten(-2) for name, x in seen.items()], -1)
+
+    def _following(self, batch: Batch, value: Tensor) -> Tensor:
+        """Values of the successors: the next step's; anew where that is another episode's, or there is none."""
+        anew = batch.ended.clone()
+        anew[-1] = True
+        obs, memory = {}, {}
+        for name, agents in batch.groups.items():
+            obs[name], memory[name] = flat(agents.next_obs[anew], 2), agents.memory[anew]
+            if self.config.net.memory:
+                memory[name] = self.actors[name].step(flat(agents.obs[anew], 2), memory[name])[1]
+        following = torch.cat([value[1:], value[-1:]])
+        following[anew] = self._value(self._seen(obs, memory, batch.next_state[anew]))
+        return following
+
+    def _sequences(self, lesson: Lesson) -> Lesson:
+        """From `[time, env, ...]` to sequences, each with its first memory; without memory, single steps."""
+        length = (self.config.sequence or len(lesson.ended)) if self.config.net.memory else 1
+        lesson = tree.map(lambda x: x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2), lesson)
+        return replace(lesson, memory={name: memory[:1] for name, memory in lesson.memory.items()})
+
+    def _turns(self) -> list[Turn]:
+        """Who learns when: all agents at once, or one after the other."""
+        if not self.config.sequential:
+            return [dict.fromkeys(self.spec.groups, ALL)]
+        everyone = [{name: slice(k, k + 1)} for name, g in self.spec.groups.items() for k in range(g.num_agents)]
+        return [everyone[k] for k in torch.randperm(len(everyone), generator=self.shuffler).tolist()]
+
+    def _columns(self, x: Tensor, turn: Turn) -> Tensor:
+        """The columns of `x` that belong to the agents of `turn`."""
+        if len(turn) == len(self.spec.groups) and ALL in turn.values():
+            return x
+        ((name, agents),) = turn.items()
+        return x[..., self.start[name] + agents.start : self.start[name] + agents.stop]
+
+    def _minibatches(self, lesson: Lesson) -> Iterator[Lesson]:
+        count, size = self.config.minibatches, lesson.ended.shape[1]
+        if count == 1:
+            yield lesson
+            return
+        for rows in torch.randperm(size, generator=self.shuffler).to(self.device).tensor_split(min(count, size)):
+            yield tree.index(lesson, (ALL, rows))
+
+    def _step(self, lesson: Lesson, turn: Turn, values: bool) -> dict[str, Tensor]:
+        """One gradient step of the policies of `turn`, and of the values too if they learn."""
+        learners = [self.actor_optimizers[name] for name in turn] + [self.critic_optimizer] * values
+        parameters = [p for learner in learners for p in learner.parameters]
+        counts = self._columns(lesson.alive, turn).sum(), lesson.counts.sum()
+
+        def gradients(piece: Lesson) -> tuple[list[Tensor], dict[str, Tensor]]:
+            metrics = self._policy_losses(piece, turn, counts[0])
+            loss = metrics["policy_loss"] - self.entropy * metrics["entropy"]
+            if values:
+                metrics["value_loss"] = self._value_loss(piece, counts[1])
+                loss = loss + metrics["value_loss"]
+            found = iter(torch.autograd.grad(loss, parameters))
+            return [learner.join([next(found) for _ in learner.parameters]) for learner in learners], metrics
+
+        results = self.crew.map(gradients, _pieces(lesson))
+        metrics = {name: torch.stack([m[name].detach() for _, m in results]).sum() for name in results[0][1]}
+        for k, learner in enumerate(learners):
+            torch.sum(torch.stack([grads[k] for grads, _ in results]), 0, out=learner.grad)
+        norms = [self.actor_optimizers[name].step(agents.start or 0) for name, agents in turn.items()]
+        if values:
+            self.critic_optimizer.step()
+        return {**metrics, "grad_norm": torch.stack(norms).mean()}
+
+    def _policy_losses(self, lesson: Lesson, turn: Turn, count: Tensor) -> dict[str, Tensor]:
+        """The objective's parts, and how far the policy has moved: sums over `lesson`, divided by `count`."""
+        log_prob, entropy = self._judge(lesson, turn)
+        alive, advantage = self._columns(lesson.alive, turn), self._columns(lesson.advantage, turn)
+        change = log_prob - self._columns(lesson.log_prob, turn)
+        ratio, clip = change.exp(), self.config.clip
+        objective = ratio * advantage
+        if clip:
+            objective = torch.minimum(objective, ratio.clamp(1 - clip, 1 + clip) * advantage)
+        with torch.no_grad():
+            moved = (ratio - 1) - change  # Schulman's estimate of the divergence
+            clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
+        parts = {"policy_loss": -objective, "entropy": entropy, "kl": moved, "clipped": clipped}
+        return {name: (part * alive).sum() / count for name, part in parts.items()}
+
+    def _value_loss(self, lesson: Lesson, count: Tensor) -> Tensor:
+        value, limit = self._value(lesson.seen), self.config.value_clip
+        loss = self._error(value, lesson.target)
+        if limit:
+            held = lesson.value + (value - lesson.value).clamp(-limit, limit)
+            loss = torch.maximum(loss, self._error(held, lesson.target))
+        return (loss * lesson.counts).sum() / count
+
+    def _error(self, value: Tensor, target: Tensor) -> Tensor:
+        huber = self.config.huber
+        return functional.huber_loss(value, target, reduction="none", delta=huber or math.inf)
+
+    def _judge(self, lesson: Lesson, turn: Turn) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of what was done and entropies, `[time, batch, column]`, by the policies as they are."""
+        found = []
+        for name, agents in turn.items():
+            obs, memory, legal, action = (
+                x[name] if agents == ALL else x[name][:, :, agents]
+                for x in (lesson.obs, lesson.memory, lesson.legal, lesson.action)
+            )
+            out = self.actors[name](obs, memory[0], lesson.ended, agents)
+            found.append(actions.likelihood(self.spec.groups[name].action, out, action, legal))
+        if len(found) == 1:
+            return found[0]
+        return torch.cat([log_prob for log_prob, _ in found], -1), torch.cat([entropy for _, entropy in found], -1)
+
+    @torch.no_grad()
+    def _judge_all(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of all agents, and values."""
+        return self._judge(lesson, dict.fromkeys(self.spec.groups, ALL))[0], self._value(lesson.seen)
+
+    @torch.no_grad()
+    def _compound(self, lesson: Lesson, turn: Turn) -> None:
+        """Multiply advantages by the ratios of those who have just learned (Kuba et al. 2022, eq. 10)."""
+        change = self._judge(lesson, turn)[0] - self._columns(lesson.log_prob, turn)
+        lesson.advantage *= torch.where(self._columns(lesson.alive, turn), change.exp(), 1.0)
+
+    def _anneal(self) -> None:
+        config = self.config
+        progress = self.env_steps / config.anneal_steps if config.anneal_steps else 0.0
+        left = explore.linear(1.0, config.lr_end, progress)
+        for optimizer in self.actor_optimizers.values():
+            optimizer.lr = left * config.lr
+        self.critic_optimizer.lr = left * config.critic_lr
+        self.entropy = config.entropy * explore.linear(1.0, config.entropy_end, progress)
+
+    # Saving
+
+    @property
+    def _optimizers(self) -> list[optim.Adam]:
+        return [*self.actor_optimizers.values(), self.critic_optimizer]
+
+    def state_dict(self) -> Tree:
+        return {
+            "nets": [dict(module.state_dict()) for module in (*self.modules, self.norm)],
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "generators": [self.sampler.get_state(), self.shuffler.get_state()],
+            "env_steps": self.env_steps,
+        }
+
+    def load_state_dict(self, state: Tree) -> None:
+        for module, saved in zip((*self.modules, self.norm), state["nets"], strict=True):
+            module.load_state_dict(saved)
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for generator, saved in zip((self.sampler, self.shuffler), state["generators"], strict=True):
+            generator.set_state(saved)
+        self.env_steps = state["env_steps"]
+
+
+def _check(spec: EnvSpec, config: Config) -> None:
+    if config.sequential and config.net.shared:
+        raise ShoalError("agents that learn one after the other need weights of their own: set net.shared to False")
+    if config.net.memory and not config.net.hidden:
+        raise ShoalError("a network with memory needs a hidden layer before it: set net.hidden to 64, say")
+    if config.net.std <= 0:
+        raise ShoalError(f"net.std must be positive, not {config.net.std}")
+    for name in ("batch_steps", "epochs", "minibatches"):
+        if getattr(config, name) < 1:
+            raise ShoalError(f"{name} must be at least 1, not {getattr(config, name)}")
+    for name in ("sequence", "anneal_steps", "clip", "target_kl", "value_clip", "huber", "threads"):
+        if getattr(config, name) < 0:
+            raise ShoalError(f"{name} must not be negative, but is {getattr(config, name)}")
+
+
+def _starts(spec: EnvSpec) -> list[int]:
+    """Each group's first column, where agents of all groups stand side by side."""
+    sizes = [group.num_agents for group in spec.groups.values()]
+    return [sum(sizes[:k]) for k in range(len(sizes))]
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    parts = [part for part in parts if part.shape[-1]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _pieces(lesson: Lesson) -> list[Lesson]:
+    """The batch axis in even parts, the same on every machine: results do not depend on the number of threads."""
+    time, size = lesson.ended.shape
+    count = min(math.ceil(time * size / PIECE), size)
+    edges = [size * k // count for k in range(count + 1)]
+    return [tree.index(lesson, (ALL, slice(*edges[k : k + 2]))) for k in range(count)]
+
+
+def _standardise(x: Tensor, mask: Tensor) -> None:
+    """Shift and scale to mean 0 and standard deviation 1 where `mask`."""
+    weights = mean_weights(mask)
+    x -= (x * weights).sum()
+    x /= (x.square() * weights).sum().sqrt() + 1e-5
+
+
+PRESETS = {
+    "ippo": Preset(
+        PPO, Config(value="own", reward="own"), "independent PPO: an agent's value sees what the agent sees"
+    ),
+    "mappo": Preset(PPO, Config(), "PPO with a value of the global state for the team"),
+    "happo": Preset(
+        PPO,
+        Config(sequential=True, net=Net(shared=False)),
+        "MAPPO whose agents learn one after the other, each aware of what the others changed",
+    ),
+    "ia2c": Preset(
+        PPO,
+        Config(value="own", reward="own", epochs=1, clip=0.0, batch_steps=320),
+        "independent advantage actor-critic: IPPO with one epoch and no clipping",
+    ),
+    "maa2c": Preset(
+        PPO, Config(epochs=1, clip=0.0, batch_steps=320), "advantage actor-critic with a value of the global state"
+    ),
+}

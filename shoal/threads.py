@@ -1,0 +1,43 @@
+"""Work shared among threads of this process, each a piece of its own from start to end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Crew:
+    """Threads that wait for work. PyTorch lets go of Python's lock while it computes, so they do compute side by side.
+
+    Dividing a batch once costs a wake-up each. PyTorch's own threads divide every operation, and wait for each other
+    after each; on a core that something else also wants, that waiting is many times the work.
+
+    Args:
+        count: of threads; 1: the caller's own.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.pool = ThreadPoolExecutor(count, initializer=_start) if count > 1 else None
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`function` of every item, in the items' order."""
+        if self.pool is None or len(items) == 1:
+            return [function(item) for item in items]
+        return list(self.pool.map(function, items))
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as in `train`: it holds for one thread
