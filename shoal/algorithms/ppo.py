@@ -38,9 +38,8 @@ from shoal.threads import Crew, cores
 from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
 TEAM = "team"  # the central critic's name, where the others have their group's
-PIECE = (
-    2048  # environment steps whose gradient one thread computes at a time: large enough for products, not for caches
-)
+PIECE = 2048
+"""Environment steps whose gradient one thread computes at a time."""
 
 Turn = dict[str, slice]
 """The agents that learn together: where they stand in their group."""
