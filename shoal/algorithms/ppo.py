@@ -38,7 +38,7 @@ from shoal.threads import Crew, cores
 from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
 TEAM = "team"  # the central critic's name, where the others have their group's
-PIECE = 2048
+PIECE = 3200
 """Environment steps whose gradient one thread computes at a time."""
 
 Turn = dict[str, slice]
