@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
 import time
 from collections.abc import Iterator
 
@@ -13,6 +16,7 @@ from shoal.collect import LocalCollector
 from shoal.types import Algorithm, Metrics, ShoalError, Stateful, Tree, VecEnv
 
 FOLD_EVERY = 500  # updates
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 
 
 class Diverged(ShoalError):
@@ -123,6 +127,19 @@ class Progress:
         self.collector.env_seconds, self.collector.acting_seconds, self.learning_seconds = state["clocks"]
 
 
+def _keep_freed_memory() -> None:
+    """Have the C library keep blocks up to 256 MiB for the next tensor.
+
+    It would return those of megabytes to the system, which then fills a new page with zeros for every 4 KiB of the next:
+    a fifth of the time of a large batch's gradient.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library than glibc
+            mallopt = ctypes.CDLL(None).mallopt
+            for setting in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+                mallopt(setting, 1 << 28)
+
+
 def train(
     algorithm: Algorithm, env: VecEnv, total_steps: int, *, seed: int = 0, threads: int = 1, state: Tree | None = None
 ) -> Iterator[Progress]:
@@ -141,6 +158,7 @@ def train(
     # Adam's moments of silent units decay into denormal numbers, with which arithmetic is ten times slower
     torch.set_flush_denormal(True)
     progress = Progress(algorithm, env, total_steps, seed)
+    _keep_freed_memory()
     if state is not None:
         progress.load_state_dict(state)
     while progress.env_steps < total_steps:
