@@ -130,8 +130,8 @@ class Progress:
 def _keep_freed_memory() -> None:
     """Have the C library keep blocks up to 256 MiB for the next tensor.
 
-    It would return those of megabytes to the system, which then fills a new page with zeros for every 4 KiB of the next:
-    a fifth of the time of a large batch's gradient.
+    It would return those of megabytes to the system, which then has to fill the next one's pages with zeros: a fifth of
+    the time of a large batch's gradient.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library than glibc
