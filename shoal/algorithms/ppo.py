@@ -113,8 +113,8 @@ class Config:
     """Learn from advantages in units of the group's standard deviation, around their mean."""
     max_grad_norm: float = 10.0
     """Gradients of a policy, and of a value, are scaled down to this norm; 0: never."""
-    threads: int = 0
-    """That share the gradient of a batch; 0: one a core. It changes no result."""
+    workers: int = 0
+    """Threads that share the gradient of a batch; 0: one a core. Results do not depend on it."""
     net: Net = field(default_factory=Net)
 
 
@@ -199,7 +199,7 @@ class PPO:
             for name, actor in actors.items()
         }
         self.critic_optimizer = optim.Adam(self.modules[1], config.critic_lr, config.max_grad_norm)
-        self.crew = Crew((config.threads or cores()) if self.device.type == "cpu" else 1)
+        self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
     def _critic_sizes(self) -> dict[str, tuple[int, int, int]]:
         """Agents, inputs and outputs of each critic."""
@@ -479,7 +479,7 @@ def _check(spec: EnvSpec, config: Config) -> None:
     for name in ("batch_steps", "epochs", "minibatches"):
         if getattr(config, name) < 1:
             raise ShoalError(f"{name} must be at least 1, not {getattr(config, name)}")
-    for name in ("sequence", "anneal_steps", "clip", "target_kl", "value_clip", "huber", "threads"):
+    for name in ("sequence", "anneal_steps", "clip", "target_kl", "value_clip", "huber", "workers"):
         if getattr(config, name) < 0:
             raise ShoalError(f"{name} must not be negative, but is {getattr(config, name)}")
 
