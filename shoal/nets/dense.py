@@ -91,8 +91,9 @@ def orthogonal(net: AgentNet, gain: float, generator: torch.Generator) -> None:
     if net.memory:
         for weight, bias in net.gru.layers:
             bias.zero_()
-            for gate in weight.unflatten(2, (3, -1)).movedim(2, 1).flatten(0, 1):
-                nn.init.orthogonal_(gate, generator=generator)
+            for copy in weight:
+                for gate in copy.chunk(3, -1):
+                    nn.init.orthogonal_(gate, generator=generator)
 
 
 class Pullback:
