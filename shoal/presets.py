@@ -47,6 +47,26 @@ for _algorithm in VALUES:
     for _game in ("climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = REPEATED
 
+POLICIES = ("ippo", "mappo", "happo")
+SWARM = {
+    "num_envs": 128,
+    "total_steps": 6_000_000,
+    "epochs": 15,
+    "minibatches": 2,
+    "lr": 1.5e-3,
+    "critic_lr": 1.5e-3,
+    "entropy": 0.0,
+    "gamma": 0.95,
+}
+ROUNDS = {"num_envs": 16, "total_steps": 60_000, "batch_steps": 400}
+for _algorithm in POLICIES:
+    TASKS[_algorithm, "memory/recall"] = {"num_envs": 64, "total_steps": 300_000, "batch_steps": 640}
+    TASKS[_algorithm, "tutorial/drift"] = {"num_envs": 16, "total_steps": 200_000}
+    for _scenario in ("simple_spread", "simple_speaker_listener", "simple_reference", "simple_tag", "simple_adversary"):
+        TASKS[_algorithm, f"mpe/{_scenario}"] = SWARM
+    for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
+        TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
+
 
 def task(algorithm: str, env: str) -> dict[str, Any]:
     """Field names of `Settings` and of the algorithm's `Config`, with their values for this task."""
