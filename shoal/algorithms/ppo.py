@@ -38,8 +38,8 @@ from shoal.threads import Crew, cores
 from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
 TEAM = "team"  # the central critic's name, where the others have their group's
-PIECE = 3200
-"""Environment steps whose gradient one thread computes at a time."""
+PIECE = 1600
+"""Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
 
 Turn = dict[str, slice]
 """The agents that learn together: where they stand in their group."""
@@ -498,7 +498,7 @@ def _join(parts: list[Tensor]) -> Tensor:
 def _pieces(lesson: Lesson) -> list[Lesson]:
     """The batch axis in even parts, the same on every machine: results do not depend on the number of threads."""
     time, size = lesson.ended.shape
-    count = min(math.ceil(time * size / PIECE), size)
+    count = min(max(math.ceil(time * size / PIECE), min(2, time * size // 400)), size)
     edges = [size * k // count for k in range(count + 1)]
     return [tree.index(lesson, (ALL, slice(*edges[k : k + 2]))) for k in range(count)]
 
