@@ -62,8 +62,10 @@ ROUNDS = {"num_envs": 16, "total_steps": 60_000, "batch_steps": 400}
 for _algorithm in POLICIES:
     TASKS[_algorithm, "memory/recall"] = {"num_envs": 64, "total_steps": 300_000, "batch_steps": 640}
     TASKS[_algorithm, "tutorial/drift"] = {"num_envs": 16, "total_steps": 200_000}
-    for _scenario in ("simple_spread", "simple_speaker_listener", "simple_reference", "simple_tag", "simple_adversary"):
+    for _scenario in ("simple_spread", "simple_speaker_listener", "simple_reference"):
         TASKS[_algorithm, f"mpe/{_scenario}"] = SWARM
+    for _scenario in ("simple_tag", "simple_adversary"):  # everybody's mean would be nobody's aim
+        TASKS[_algorithm, f"mpe/{_scenario}"] = {**SWARM, "reward": "own"}
     for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
 
