@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from shoal import config, experiment, presets, registry
-from shoal.config import Run, Settings
+from shoal.config import Run, Settings, replace
 from shoal.types import ShoalError, nearest
 
 USAGE = """shoal: many agents learning together
@@ -68,11 +69,17 @@ def _train(arguments: list[str]) -> int:
         return 0 if "--help" in arguments or "-h" in arguments else 2
     run = parse_run(arguments[0], arguments[1], arguments[2:])
     directory = Path(run.settings.out)
-    chosen = {**vars(run.settings), **vars(run.config)}
-    used = {key: value for key, value in presets.task(run.algorithm, run.env).items() if chosen[key] == value}
+    task = presets.task(run.algorithm, run.env)
+    used = {key: value for key, value in task.items() if _setting(run, key) == value}
     if used:
         print("settings known to be good here: " + ", ".join(f"{key} {value}" for key, value in used.items()))
     return _report(experiment.start(run, directory), directory)
+
+
+def _setting(run: Run, name: str) -> Any:
+    """Of the run, or of its algorithm (`net.X` of its network)."""
+    owner = run.settings if hasattr(run.settings, name) else run.config
+    return functools.reduce(getattr, name.split("."), owner)
 
 
 def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
@@ -83,7 +90,7 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     task = presets.task(algorithm, env)
     mine = {f.name for f in dataclasses.fields(Settings)}
     settings = dataclasses.replace(settings, **{k: v for k, v in task.items() if k in mine})
-    defaults = dataclasses.replace(defaults, **{k: v for k, v in task.items() if k not in mine})
+    defaults = replace(defaults, {k: v for k, v in task.items() if k not in mine})
     env_arguments = _env_arguments(environment, options)
     flat = tyro.conf.arg(name="")
     fields: list[Any] = [

@@ -132,16 +132,18 @@ def versions() -> dict[str, str]:
 
 
 def replace(settings: T, changes: dict[str, Any]) -> T:
-    """`settings` with some fields changed; a nested dataclass takes a dict of its own changes.
+    """`settings` with some fields changed; those of a nested dataclass as a dict, or as `outer.inner`.
 
     Raises:
         ShoalError: no such field (with the nearest name).
     """
     known = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    values = {}
-    for key, value in changes.items():
+    values: dict[str, Any] = {}
+    for name, change in changes.items():
+        key, _, inner = name.partition(".")
+        value = {inner: change} if inner else change
         if key not in known:
             raise ShoalError(f"{type(settings).__module__} has no setting {key!r}; {nearest(key, known)}")
         nested = dataclasses.is_dataclass(known[key]) and isinstance(value, dict)
-        values[key] = replace(known[key], value) if nested else value
+        values[key] = replace(values.get(key, known[key]), value) if nested else value
     return dataclasses.replace(settings, **values)  # type: ignore[type-var]

@@ -71,5 +71,5 @@ for _algorithm in POLICIES:
 
 
 def task(algorithm: str, env: str) -> dict[str, Any]:
-    """Field names of `Settings` and of the algorithm's `Config`, with their values for this task."""
+    """Field names of `Settings` and of the algorithm's `Config` (`net.X`: of its `Net`), with values for this task."""
     return TASKS.get((algorithm, env), {})

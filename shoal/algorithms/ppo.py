@@ -53,8 +53,8 @@ class Net:
     """Width of the recurrent unit (GRU) between the hidden layers and the actions; 0: no memory."""
     shared: bool = True
     """One set of weights for all agents of a group instead of one each."""
-    identity: bool = True
-    """Tell agents that share weights apart by a number in their input."""
+    identity: bool = False
+    """Tell agents that share weights apart by a number in their input: where what they see does not."""
     orthogonal: bool = True
     """Draw initial weights orthogonal, with biases 0."""
     gain: float = 0.01
