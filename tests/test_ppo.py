@@ -12,7 +12,7 @@ from test_value_decomposition import SPEC, WIDTH, plain_net, random_batch
 from torch import Tensor
 
 import shoal
-from shoal import actions, cli, tree
+from shoal import actions, checkpoint, cli, log, tree
 from shoal.algorithms import ppo
 from shoal.algorithms.ppo import PPO, Actor, Config
 from shoal.nets.dense import AgentNet, orthogonal
@@ -414,28 +414,46 @@ def test_deviation_is_a_number_or_depends_on_what_is_seen(std_of_state: bool) ->
         assert torch.allclose(log_std, torch.tensor(0.3).log())
 
 
+FACTORY = f"{Path(__file__).parent / 'conftest.py'}:Relay"
+SMALL = ["--net.hidden", "8", "--batch-steps", "20", "--epochs", "2", "--eval-episodes", "4", "--eval-every", "100"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "options"),
+    [
+        ("mappo", "mpe/simple_spread", ["--num-envs", "4", "--minibatches", "2", "--net.memory", "4"]),
+        ("ippo", FACTORY, ["--num-envs", "2", "--net.memory", "4", "--sequence", "5"]),
+        ("happo", FACTORY, ["--num-envs", "2", "--env.callers", "2", "--anneal-steps", "400"]),
+    ],
+)
+def test_train_stop_resume_is_train_through(tmp_path: Path, algorithm: str, env: str, options: list[str]) -> None:
+    """Bit for bit, in the middle of episodes; agents that leave, continuous and discrete ones together."""
+    for name, steps in (("through", "400"), ("parts", "220")):
+        arguments = ["train", algorithm, env, *SMALL, *options, "--no-tensorboard", "--out", str(tmp_path / name)]
+        assert cli.main([*arguments, "--total-steps", steps]) == 0
+    assert cli.main(["train", "--resume", str(tmp_path / "parts"), "--total-steps", "400"]) == 0
+    one, two = (
+        tree.leaves(checkpoint.load(tmp_path / name / "checkpoint")["algorithm"]) for name in ("through", "parts")
+    )
+    assert len(one) > 20
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
 LEARNS = [
-    ("ippo", "matrix/climbing", [], 100.0),
-    ("mappo", "matrix/climbing", [], 100.0),
-    ("happo", "matrix/climbing", [], 100.0),
-    ("ippo", "memory/recall", ["--net.memory", "32"], 0.95),
-    ("mappo", "memory/recall", ["--net.memory", "32"], 0.95),
-    ("mappo", "tutorial/drift", ["--num-envs", "16", "--total-steps", "120000"], 97.0),
+    ("ippo", "matrix/climbing", [], 125.0),
+    ("mappo", "matrix/two_step", [], 7.0),
+    ("happo", "matrix/two_step", [], 7.0),
+    ("ippo", "memory/recall", ["--net.memory", "32", "--total-steps", "200000"], 0.95),
+    ("mappo", "tutorial/drift", ["--total-steps", "120000"], 180.0),
 ]
 
 
 @pytest.mark.parametrize(("algorithm", "env", "options", "at_least"), LEARNS)
-def test_learns(tmp_path: Path, algorithm: str, env: str, options: list[str], at_least: float, capsys: Any) -> None:
+def test_learns(tmp_path: Path, algorithm: str, env: str, options: list[str], at_least: float) -> None:
+    """With what `shoal train NAME ENV` uses: at its best evaluation."""
     out = tmp_path / "run"
     assert cli.main(["train", algorithm, env, *options, "--workers", "1", "--no-tensorboard", "--out", str(out)]) == 0
-    best = shoal.log.read_evaluations(out)[-1]["agent_return"]["mean"]
-    assert best >= at_least
-
-
-def test_recall_needs_memory(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert cli.main(["train", "ippo", "memory/recall", "--no-tensorboard", "--out", str(out)]) == 0
-    assert shoal.log.read_evaluations(out)[-1]["agent_return"]["mean"] <= 0.35
+    assert max(e["agent_return"]["mean"] for e in log.read_evaluations(out)) >= at_least
 
 
 WRONG = [
