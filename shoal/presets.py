@@ -50,7 +50,8 @@ for _algorithm in VALUES:
 POLICIES = ("ippo", "mappo", "happo")
 SWARM = {
     "num_envs": 128,
-    "total_steps": 6_000_000,
+    "total_steps": 5_000_000,
+    "anneal_steps": 5_000_000,
     "epochs": 15,
     "minibatches": 2,
     "lr": 1.5e-3,
