@@ -260,9 +260,9 @@ def test_memory_is_learned_through_sequences_of_the_chosen_length() -> None:
     env = shoal.make("memory/recall", num_envs=4)
     probabilities = []
     for sequence in (0, 5):
-        algorithm = build("ippo", env.spec, net={"memory": 8}, sequence=sequence, batch_steps=40)
+        algorithm = build("ippo", env.spec, net={"memory": 8}, sequence=sequence, batch_steps=40, minibatches=2)
         batch = next(iter(shoal.train(algorithm, env, 40))).collector.rollout
-        fresh = build("ippo", env.spec, net={"memory": 8}, sequence=sequence, batch_steps=40)
+        fresh = build("ippo", env.spec, net={"memory": 8}, sequence=sequence, batch_steps=40, minibatches=2)
         lesson = fresh._sequences(fresh._study(batch))
         assert lesson.ended.shape == ((10, 4) if sequence == 0 else (5, 8))
         turn = dict.fromkeys(env.spec.groups, slice(None))
@@ -273,7 +273,7 @@ def test_memory_is_learned_through_sequences_of_the_chosen_length() -> None:
 
 def test_clipping_stops_what_has_moved_far_enough() -> None:
     """By hand: an action that is e^0.5 as likely as when played teaches nothing more if it was good."""
-    algorithm = build("ippo", SPEC, entropy=0.0, value_clip=0.0)
+    algorithm = build("ippo", SPEC, entropy=0.0, minibatches=2)
     lesson = algorithm._sequences(algorithm._study(rollout(spec=SPEC)))
     turn = algorithm._turns()[0]
     before = lesson.log_prob.clone()
@@ -315,6 +315,21 @@ def test_minibatches_learn_every_step_once() -> None:
     parts = list(algorithm._minibatches(lesson))
     assert len(parts) == 4
     assert torch.equal(torch.cat([p.target for p in parts], 1).flatten().sort()[0], lesson.target.flatten().sort()[0])
+
+
+def test_the_first_epoch_says_what_was_likely_when_it_was_played() -> None:
+    """With one minibatch nobody looks before: the same gradients as if somebody had."""
+    vectors = []
+    for look in (False, True):
+        algorithm = build(epochs=3)
+        lesson = algorithm._sequences(algorithm._study(rollout()))
+        if look:
+            lesson.log_prob = algorithm._judge_all(lesson)
+        algorithm._anneal()
+        for _ in range(3):
+            algorithm._step(lesson, algorithm._turns()[0], values=True)
+        vectors.append(algorithm.actor_optimizers["caller"].vector.clone())
+    assert torch.allclose(*vectors, atol=1e-6)
 
 
 def test_kl_stop_ends_the_epochs() -> None:

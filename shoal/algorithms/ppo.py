@@ -168,7 +168,7 @@ class Lesson:
     counts: Tensor
     """Which values have a target, `[time, batch, value]`."""
     log_prob: Tensor
-    """Of the policies that played, `[time, batch, column]`."""
+    """Of the policies that played, `[time, batch, column]`; width 0: not asked for yet."""
     value: Tensor
     """Of the critics when this was played, in the network's units, `[time, batch, value]`."""
     advantage: Tensor
@@ -288,8 +288,7 @@ class PPO:
             advantage=unknown,
             target=unknown,
         )
-        judged = self.crew.map(self._judge_all, _pieces(lesson))
-        log_prob, value = torch.cat([p for p, _ in judged], 1), torch.cat([v for _, v in judged], 1)
+        value = torch.cat(self.crew.map(self._judge_values, _pieces(lesson)), 1)
         following = self.norm.restore(self._following(batch, value))
         value = self.norm.restore(value)
         ended = batch.ended.unsqueeze(-1)
@@ -303,7 +302,10 @@ class PPO:
                 columns = slice(self.start[name], self.start[name] + group.num_agents)
                 _standardise(advantage[..., columns], alive[..., columns])
         value, target = self.norm.normalise(value), self.norm.normalise(target)
-        return replace(lesson, log_prob=log_prob, value=value, advantage=advantage, target=target)
+        lesson = replace(lesson, value=value, advantage=advantage, target=target)
+        if config.sequential or config.minibatches > 1:
+            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, _pieces(lesson)), 1)
+        return lesson
 
     def _seen(self, obs: Groups, memory: Groups, state: Tensor) -> Groups:
         """What each critic sees, `[..., agent, columns]`: with memory, also what the agents remember."""
@@ -366,29 +368,35 @@ class PPO:
         parameters = [p for learner in learners for p in learner.parameters]
         counts = self._columns(lesson.alive, turn).sum(), lesson.counts.sum()
 
-        def gradients(piece: Lesson) -> tuple[list[Tensor], dict[str, Tensor]]:
-            metrics = self._policy_losses(piece, turn, counts[0])
+        def gradients(piece: Lesson) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
+            metrics, log_prob = self._policy_losses(piece, turn, counts[0])
             loss = metrics["policy_loss"] - self.entropy * metrics["entropy"]
             if values:
                 metrics["value_loss"] = self._value_loss(piece, counts[1])
                 loss = loss + metrics["value_loss"]
             found = iter(torch.autograd.grad(loss, parameters))
-            return [learner.join([next(found) for _ in learner.parameters]) for learner in learners], metrics
+            return [learner.join([next(found) for _ in learner.parameters]) for learner in learners], metrics, log_prob
 
         results = self.crew.map(gradients, _pieces(lesson))
-        metrics = {name: torch.stack([m[name].detach() for _, m in results]).sum() for name in results[0][1]}
+        metrics = {name: torch.stack([m[name].detach() for _, m, _ in results]).sum() for name in results[0][1]}
         for k, learner in enumerate(learners):
-            torch.sum(torch.stack([grads[k] for grads, _ in results]), 0, out=learner.grad)
+            torch.sum(torch.stack([grads[k] for grads, _, _ in results]), 0, out=learner.grad)
+        if not lesson.log_prob.shape[-1]:
+            lesson.log_prob = torch.cat([log_prob for _, _, log_prob in results], 1)
         norms = [self.actor_optimizers[name].step(agents.start or 0) for name, agents in turn.items()]
         if values:
             self.critic_optimizer.step()
         return {**metrics, "grad_norm": torch.stack(norms).mean()}
 
-    def _policy_losses(self, lesson: Lesson, turn: Turn, count: Tensor) -> dict[str, Tensor]:
-        """The objective's parts, and how far the policy has moved: sums over `lesson`, divided by `count`."""
+    def _policy_losses(self, lesson: Lesson, turn: Turn, count: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The objective's parts, and how far the policy has moved: sums over `lesson`, divided by `count`.
+
+        And log-probabilities `[time, batch, column]`, without gradient.
+        """
         log_prob, entropy = self._judge(lesson, turn)
+        now = log_prob.detach()
         alive, advantage = self._columns(lesson.alive, turn), self._columns(lesson.advantage, turn)
-        change = log_prob - self._columns(lesson.log_prob, turn)
+        change = log_prob - (self._columns(lesson.log_prob, turn) if lesson.log_prob.shape[-1] else now)
         ratio, clip = change.exp(), self.config.clip
         objective = ratio * advantage
         if clip:
@@ -397,7 +405,7 @@ class PPO:
             moved = (ratio - 1) - change  # Schulman's estimate of the divergence
             clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
         parts = {"policy_loss": -objective, "entropy": entropy, "kl": moved, "clipped": clipped}
-        return {name: (part * alive).sum() / count for name, part in parts.items()}
+        return {name: (part * alive).sum() / count for name, part in parts.items()}, now
 
     def _value_loss(self, lesson: Lesson, count: Tensor) -> Tensor:
         value, limit = self._value(lesson.seen), self.config.value_clip
@@ -426,9 +434,13 @@ class PPO:
         return torch.cat([log_prob for log_prob, _ in found], -1), torch.cat([entropy for _, entropy in found], -1)
 
     @torch.no_grad()
-    def _judge_all(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of all agents, and values."""
-        return self._judge(lesson, dict.fromkeys(self.spec.groups, ALL))[0], self._value(lesson.seen)
+    def _judge_all(self, lesson: Lesson) -> Tensor:
+        """Log-probabilities of all agents."""
+        return self._judge(lesson, dict.fromkeys(self.spec.groups, ALL))[0]
+
+    @torch.no_grad()
+    def _judge_values(self, lesson: Lesson) -> Tensor:
+        return self._value(lesson.seen)
 
     @torch.no_grad()
     def _compound(self, lesson: Lesson, turn: Turn) -> None:
