@@ -299,6 +299,24 @@ def test_values_are_held_near_those_that_played() -> None:
     assert torch.allclose(algorithm._value_loss(lesson, lesson.counts.sum()), torch.tensor(0.9**2 / 2))
 
 
+def test_errors_of_values_are_squared_or_hubers() -> None:
+    error = torch.tensor([0.5, -3.0])
+    assert build(huber=0.0)._error(error, torch.zeros(2)).tolist() == [0.125, 4.5]
+    assert build(huber=1.0)._error(error, torch.zeros(2)).tolist() == [0.125, 2.5]
+    error.requires_grad_()
+    assert torch.autograd.grad(build(huber=0.0)._error(error, torch.zeros(2)).sum(), error)[0].tolist() == [0.5, -3.0]
+
+
+def test_a_batch_in_which_nobody_is_alive_teaches_nothing() -> None:
+    algorithm, batch = build(), rollout()
+    for agents in batch.groups.values():
+        agents.alive[:] = False
+    before = algorithm.actor_optimizers["arm"].vector.clone()
+    metrics = algorithm.update(batch)
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert torch.equal(algorithm.actor_optimizers["arm"].vector, before)
+
+
 def test_results_do_not_depend_on_the_number_of_workers(monkeypatch: Any) -> None:
     monkeypatch.setattr(ppo, "PIECE", 7)
     grads = []

@@ -366,7 +366,7 @@ class PPO:
         """One gradient step of the policies of `turn`, and of the values too if they learn."""
         learners = [self.actor_optimizers[name] for name in turn] + [self.critic_optimizer] * values
         parameters = [p for learner in learners for p in learner.parameters]
-        counts = self._columns(lesson.alive, turn).sum(), lesson.counts.sum()
+        counts = self._columns(lesson.alive, turn).sum().clamp(min=1), lesson.counts.sum().clamp(min=1)
 
         def gradients(piece: Lesson) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
             metrics, log_prob = self._policy_losses(piece, turn, counts[0])
@@ -509,6 +509,8 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 def _pieces(lesson: Lesson) -> list[Lesson]:
     """The batch axis in even parts, the same on every machine: results do not depend on the number of threads."""
+    if lesson.ended.device.type != "cpu":
+        return [lesson]
     time, size = lesson.ended.shape
     count = min(max(math.ceil(time * size / PIECE), min(2, time * size // 400)), size)
     edges = [size * k // count for k in range(count + 1)]
