@@ -15,6 +15,7 @@ core, run the whole under `taskset -c 0`.
     iql_rnn, vdn_rnn, qmix_rnn    as shipped, and shoal with the same sizes and settings
     iql_own, vdn_own, qmix_own    as shipped, and shoal with its own settings for the task (without memory)
     ippo_ff, ippo_rnn, mappo_rnn  as shipped
+    ippo_rnn_16, mappo_rnn_16     as shipped, and shoal learning memory through 16 steps instead of 128
     ippo_ff_best                  with 512 environments, rollouts of 25 steps and 1 minibatch
 
 Q-learning as shipped: 8 environments; rollouts of 26 steps, which are whole episodes; after each rollout (208 steps) 1
@@ -152,10 +153,12 @@ def ours_ppo(
     rollout: int = 128,
     epochs: int = 4,
     minibatches: int = 4,
+    sequence: int = 0,
 ) -> Ours:
     """IPPO or MAPPO with the sizes of theirs; their recurrent networks have one more layer of 128 behind the GRU."""
     net = {"hidden": hidden, "memory": memory}
     settings = {"net": net, "batch_steps": num_envs * rollout, "epochs": epochs, "minibatches": minibatches}
+    settings["sequence"] = sequence
     return Ours(against, against.split("_")[0], num_envs, settings)
 
 
@@ -165,7 +168,9 @@ OURS = {
     "ippo_ff": ours_ppo("ippo_ff", hidden=(64, 64)),
     "ippo_ff_best": ours_ppo("ippo_ff_best", hidden=(64, 64), num_envs=512, rollout=25, minibatches=1),
     "ippo_rnn": ours_ppo("ippo_rnn", hidden=(128,), memory=128, minibatches=2),
+    "ippo_rnn_16": ours_ppo("ippo_rnn", hidden=(128,), memory=128, minibatches=2, sequence=16),
     "mappo_rnn": ours_ppo("mappo_rnn", hidden=(128,), memory=128),
+    "mappo_rnn_16": ours_ppo("mappo_rnn", hidden=(128,), memory=128, sequence=16),
 }
 
 
