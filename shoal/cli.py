@@ -1,4 +1,4 @@
-"""The command line: shoal train | eval | watch | crossplay | list."""
+"""The command line: shoal train | eval | watch | crossplay | check | list."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tyro
 
 from shoal import config, experiment, presets, registry
 from shoal.config import Run, Settings, replace
-from shoal.types import ShoalError, nearest
+from shoal.types import Discrete, ShoalError, nearest
 
 USAGE = """shoal: many agents learning together
 
@@ -25,6 +25,7 @@ USAGE = """shoal: many agents learning together
   shoal eval DIR                          greedy episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
   shoal crossplay DIR...                  every run's one side against every run's other side
+  shoal check ENV                         does an environment keep its promises?
   shoal list                              algorithms and environments
 
 ENV is suite/name, file.py:factory or package.module:factory. Example:
@@ -36,7 +37,14 @@ ENV is suite/name, file.py:factory or package.module:factory. Example:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the exit status. Errors a user can mend are one line on stderr, status 2."""
     arguments = sys.argv[1:] if argv is None else argv
-    commands = {"train": _train, "eval": _eval, "watch": _watch, "crossplay": _crossplay, "list": _list}
+    commands = {
+        "train": _train,
+        "eval": _eval,
+        "watch": _watch,
+        "crossplay": _crossplay,
+        "check": _check,
+        "list": _list,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -312,6 +320,51 @@ def _crossplay(arguments: list[str]) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result.summary(), indent=2) + "\n")
     return 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """Random steps in an environment: what agents see and do, and what breaks shoal's contract."""
+
+    steps: int = 300
+    """Random steps to play."""
+    seed: int = 0
+    """Of the starts and the actions."""
+
+
+def _check(arguments: list[str]) -> int:
+    from shoal.envs.check import problems
+
+    if not arguments or arguments[0].startswith("-"):
+        print("shoal check ENV [--steps N] [--seed S] [--env.KEY VALUE]: see docs/environments/own.md")
+        return 0 if "--help" in arguments or "-h" in arguments else 2
+    environment = registry.Environment(arguments[0], complete=False)
+    fields: list[Any] = [("check", Annotated[Check, tyro.conf.arg(name="")], field(default_factory=Check))]
+    env_arguments = _env_arguments(environment, arguments[1:])
+    if env_arguments is not None:
+        fields.append(("env", env_arguments, field(default_factory=env_arguments)))
+    options: Any = tyro.cli(
+        make_dataclass("Options", fields, frozen=True), args=arguments[1:], prog=f"shoal check {arguments[0]}"
+    )
+    chosen = {} if env_arguments is None else _changed(options.env)
+    env = registry.Environment(arguments[0], **chosen).make(1)
+    print(f"{arguments[0]}\n")
+    print(f"  {'group':<16}{'agents':>6}  {'observation':<14}{'actions':<14}masks")
+    for name, group in env.spec.groups.items():
+        size, kind = group.action.size, "choices" if isinstance(group.action, Discrete) else "numbers"
+        seen = " x ".join(map(str, group.obs_shape))
+        masks = "yes" if group.masked else "no"
+        print(f"  {name:<16}{group.num_agents:>6}  {seen:<14}{f'{size} {kind}':<14}{masks}")
+    print(f"  global state: {env.spec.state_size or 'none'}\n")
+    found = problems(getattr(env, "envs", [env])[0], options.check.steps, options.check.seed)
+    env.close()
+    for problem in found:
+        print(f"  {'warning' if problem.harmless else 'problem'}: {problem.what}")
+        if problem.fix:
+            print(f"      fix: {problem.fix}")
+    serious = sum(not problem.harmless for problem in found)
+    print(f"{options.check.steps} random steps, problems: {serious}, warnings: {len(found) - serious}")
+    return 1 if serious else 0
 
 
 def _list(arguments: list[str]) -> int:

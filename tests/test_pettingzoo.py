@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 import shoal
+from shoal import cli
 from shoal.envs import pettingzoo as suite
 from shoal.envs.check import problems
 from shoal.envs.pettingzoo import ParallelEnvs
@@ -275,3 +276,28 @@ def test_a_module_with_parallel_env() -> None:
     env = suite.make("mpe2.simple_speaker_listener_v4", 2, max_cycles=5)
     assert {n: g.action for n, g in env.spec.groups.items()} == {"speaker": Discrete(3), "listener": Discrete(5)}
     assert env.spec.state_size == 14
+
+
+def test_shoal_check_prints_groups_and_problems_with_their_fixes(tmp_path: Any, capsys: Any) -> None:
+    file = tmp_path / "worlds.py"
+    file.write_text(
+        "import numpy as np\nfrom conftest import Relay\n\n"
+        "class Bad(Relay):\n"
+        "    def _observations(self):\n"
+        "        shown = super()._observations()\n"
+        "        if self.time == 3:\n"
+        "            shown['runner_1'][1] = np.nan\n"
+        "        return shown\n"
+    )
+    assert cli.main(["check", f"{file}:Relay", "--env.callers", "2", "--steps", "40"]) == 0
+    printed = capsys.readouterr().out
+    assert "40 random steps, problems: 0, warnings: 0" in printed
+    assert [line.split() for line in printed.splitlines() if line.startswith("  caller")] == [
+        ["caller", "2", "2", "3", "choices", "no"]
+    ]
+    assert cli.main(["check", f"{file}:Bad"]) == 1
+    printed = capsys.readouterr().out
+    assert "runner_1" in printed
+    assert "problems: 1" in printed
+    assert cli.main(["check", "mpe/simple_spred"]) == 2
+    assert "simple_spread" in capsys.readouterr().err
