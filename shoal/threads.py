@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -25,17 +25,32 @@ class Crew:
     after each; on a core that something else also wants, that waiting is many times the work.
 
     Args:
-        count: of threads; 1: the caller's own.
+        count: of threads, the caller's own among them.
     """
 
     def __init__(self, count: int) -> None:
-        self.pool = ThreadPoolExecutor(count, initializer=_start) if count > 1 else None
+        self.others = count - 1
+        self.pool = ThreadPoolExecutor(self.others, initializer=_start) if self.others else None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of every item, in the items' order."""
+        """`function` of every item, in the items' order. Whoever is free takes the next."""
         if self.pool is None or len(items) == 1:
             return [function(item) for item in items]
-        return list(self.pool.map(function, items))
+        todo = iter(enumerate(items))
+        results: dict[int, Result] = {}
+
+        def work() -> None:
+            for place, item in todo:
+                results[place] = function(item)
+
+        others = [self.pool.submit(work) for _ in range(min(self.others, len(items) - 1))]
+        try:
+            work()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+        return [results[place] for place in range(len(items))]
 
 
 def _start() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
 
 from shoal import actions, explore, tree
 from shoal.returns import mean_weights, td_target
+from shoal.threads import Crew
 from shoal.types import Agents, Batch, Box, Discrete
 
 
@@ -97,3 +99,19 @@ def test_tree_keeps_structure_and_order() -> None:
     assert tree.index(batch, 0).groups["a"].obs.shape == (3,)
     assert tree.cat([batch, batch]).groups["a"].obs.shape == (4, 3)
     assert tree.stack([batch, batch]).groups["a"].obs.shape == (2, 2, 3)
+
+
+def test_a_crew_keeps_the_order_uses_its_threads_and_passes_errors_on() -> None:
+    meet = threading.Barrier(3, timeout=10)  # passed only by three threads at once
+
+    def square(x: int) -> int:
+        meet.wait()
+        return x * x
+
+    crew = Crew(3)
+    assert crew.map(square, range(6)) == [0, 1, 4, 9, 16, 25]
+    assert Crew(1).map(lambda x: x + 1, [1, 2]) == [2, 3]
+    for bad in (0, 1, 5):
+        with pytest.raises(ZeroDivisionError):
+            crew.map(lambda x, bad=bad: 1 // (x - bad), range(6))
+    assert crew.map(lambda x: x, range(50)) == list(range(50))

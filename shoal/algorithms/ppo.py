@@ -38,7 +38,7 @@ from shoal.threads import Crew, cores
 from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
 TEAM = "team"  # the central critic's name, where the others have their group's
-PIECE = 1600
+PIECE = 3200
 """Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
 
 Turn = dict[str, slice]
