@@ -59,12 +59,20 @@ SWARM = {
     "entropy": 0.0,
     "gamma": 0.95,
 }
+REMEMBER = {
+    "num_envs": 64,
+    "total_steps": 300_000,
+    "anneal_steps": 300_000,
+    "batch_steps": 640,
+    "entropy": 0.03,
+}
 ROUNDS = {"num_envs": 16, "total_steps": 60_000, "batch_steps": 400}
 for _algorithm in POLICIES:
-    TASKS[_algorithm, "memory/recall"] = {"num_envs": 64, "total_steps": 300_000, "batch_steps": 640}
+    TASKS[_algorithm, "memory/recall"] = REMEMBER
     TASKS[_algorithm, "tutorial/drift"] = {"num_envs": 16, "total_steps": 200_000}
-    for _scenario in ("simple_spread", "simple_speaker_listener", "simple_reference"):
-        TASKS[_algorithm, f"mpe/{_scenario}"] = SWARM
+    TASKS[_algorithm, "mpe/simple_spread"] = SWARM
+    for _scenario in ("simple_speaker_listener", "simple_reference"):  # words settle too early without entropy
+        TASKS[_algorithm, f"mpe/{_scenario}"] = {**SWARM, "entropy": 0.02}
     for _scenario in ("simple_tag", "simple_adversary"):  # everybody's mean would be nobody's aim
         TASKS[_algorithm, f"mpe/{_scenario}"] = {**SWARM, "reward": "own"}
     for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
