@@ -20,7 +20,7 @@ $(VENV)/full: $(VENV)/core
 
 demo: $(VENV)/core  ## train MAPPO on mpe/simple_spread (about two minutes), evaluate it, draw its curve and a film
 	rm -rf runs/demo
-	$(BIN)/shoal train mappo mpe/simple_spread --total-steps 2000000 --anneal-steps 2000000 --out runs/demo
+	$(BIN)/shoal train mappo mpe/simple_spread --total-steps 2000000 --out runs/demo
 	$(BIN)/shoal eval runs/demo
 	$(BIN)/shoal watch runs/demo --out runs/demo/film.gif
 	@echo "curve: runs/demo/curves.png   film: runs/demo/film.gif"
