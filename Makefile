@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-EXTRAS := tensorboard,wandb,mp4,mpe2,butterfly,dev,docs
+EXTRAS := tensorboard,wandb,mp4,mpe2,pettingzoo,lbf,rware,vmas,mamujoco,magent,openspiel,export,tune,dev,docs
 
 .PHONY: install demo test test-slow check format docs clean
 
