@@ -48,6 +48,7 @@ class LocalCollector:
         sizes = {name: memory.shape[-1] for name, memory in self.memory.items()}
         self.rollout = allocate(env.spec, (num_steps, env.num_envs), sizes)
         self.rows = [tree.index(self.rollout, t) for t in range(num_steps)]
+        self.present = {n: torch.ones(env.num_envs, g.num_agents, dtype=torch.bool) for n, g in env.spec.groups.items()}
         self.episodes = Episodes(env)
         self.finished: list[tuple[Groups, Tensor]] = []
         """Returns and lengths of the episodes that ended since the caller last emptied this list."""
@@ -70,6 +71,10 @@ class LocalCollector:
         self.env_seconds += time.perf_counter() - acted
         _store_step(row, step, actions)
         self.view = step.view
+        ended = step.ended.unsqueeze(1)
+        for name, present in self.present.items():
+            row.groups[name].present.copy_(present)
+            torch.logical_or(~step.terminated[name], ended, out=present)
         if finished := self.episodes.add(step):
             where, returns, lengths = finished
             self.finished.append((returns, lengths))
@@ -84,6 +89,7 @@ class LocalCollector:
         return {
             "env": env,
             "memory": self.memory,
+            "present": self.present,
             "sums": sums,
             "lengths": lengths,
             "view": _view_tree(self.view),
@@ -94,7 +100,7 @@ class LocalCollector:
             return
         self.env.load_state_dict(state["env"])
         self.view = View(**{name: tree.map(torch.clone, value) for name, value in state["view"].items()})
-        self.memory = state["memory"]
+        self.memory, self.present = state["memory"], state["present"]
         self.episodes.sums, self.episodes.lengths = state["sums"], state["lengths"]
 
 

@@ -35,14 +35,19 @@ def algorithm(name: str) -> Preset:
     return known[preset]
 
 
+NO_SUITES = {"check", "common"}
+
+
 def suites() -> dict[str, str]:
-    """Every suite of environments: its name and its module's."""
-    found = {}
-    for info in pkgutil.iter_modules(envs_package.__path__):
-        module = f"{envs_package.__name__}.{info.name}"
-        found[info.name] = module
-    del found["check"]
-    return found
+    """Every suite of environments: its name and its module's.
+
+    A suite is a module of `shoal.envs` with `names()` and `make(name, num_envs, **arguments)`; where there are
+    `parameters(name)` and `hints(name)`, arguments are checked and typed by them. `SERIAL = True` says that
+    environments are stepped one after the other (`make` then takes `first` and `render_mode` too), `OPEN = True` that
+    `names()` are not all.
+    """
+    modules = [info.name for info in pkgutil.iter_modules(envs_package.__path__)]
+    return {name: f"{envs_package.__name__}.{name}" for name in modules if name not in NO_SUITES}
 
 
 def environments(suite: str) -> list[str]:
@@ -82,14 +87,14 @@ class Environment:
                 )
             self.suite: ModuleType = importlib.import_module(suites()[suite])
             self.rest = rest
-            if suite != "pettingzoo" and rest not in self.suite.names():
+            if not getattr(self.suite, "OPEN", False) and rest not in self.suite.names():
                 raise ShoalError(f"there is no environment {name!r}; {nearest(name, environments(suite))}")
         self._check_arguments()
 
     @property
     def native(self) -> bool:
         """Whether many environments cost little more than one."""
-        return self.factory is None and self.suite.__name__ != f"{envs_package.__name__}.pettingzoo"
+        return self.factory is None and not getattr(self.suite, "SERIAL", False)
 
     def parameters(self) -> dict[str, inspect.Parameter] | None:
         """The arguments it takes, by name; None where it takes any (**arguments)."""

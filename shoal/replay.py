@@ -32,6 +32,7 @@ def allocate(spec: EnvSpec, lead: tuple[int, ...], memory_sizes: dict[str, int])
             reward=torch.zeros(shape),
             terminated=torch.zeros(shape, dtype=torch.bool),
             alive=torch.zeros(shape, dtype=torch.bool),
+            present=torch.zeros(shape, dtype=torch.bool),
             next_obs=torch.zeros((*shape, *group.obs_shape)),
             next_legal=torch.zeros((*shape, legal_size), dtype=torch.bool),
         )

@@ -21,17 +21,19 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: flo
 
 
 def outcome(batch: Batch, reward: Literal["own", "sum", "mean"], team: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What happened, as values are learned from it: reward, terminated and alive, `[time, batch, column]`.
+    """What happened, as values are learned from it: reward, terminated and present, `[time, batch, column]`.
 
     A column is an agent, of all groups in turn; a team is one column, whose return stops when all agents have
     terminated. `reward` is each agent's own, or the sum or mean of all agents' rewards.
     """
     groups = batch.groups.values()
-    own, terminated, alive = (torch.cat([getattr(g, n) for g in groups], -1) for n in ("reward", "terminated", "alive"))
+    own, terminated, present = (
+        torch.cat([getattr(g, n) for g in groups], -1) for n in ("reward", "terminated", "present")
+    )
     shared = own.sum(-1, keepdim=True) if reward == "sum" else own.mean(-1, keepdim=True)
     if team:
-        return shared, terminated.all(-1, keepdim=True), alive.any(-1, keepdim=True)
-    return own if reward == "own" else shared.expand_as(own), terminated, alive
+        return shared, terminated.all(-1, keepdim=True), present.any(-1, keepdim=True)
+    return own if reward == "own" else shared.expand_as(own), terminated, present
 
 
 def mean_weights(mask: Tensor) -> Tensor:

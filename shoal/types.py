@@ -113,7 +113,10 @@ class Step:
     terminated: Groups
     """`[env, agent]` bool: the agent's return stops here, do not bootstrap. Stays true after an agent has left."""
     alive: Groups
-    """`[env, agent]` bool: the agent acted in this step."""
+    """`[env, agent]` bool: the agent acted in this step: it had not left, and it was its turn.
+
+    An agent that waits for its turn has one legal action, which does nothing, and is not `terminated`.
+    """
     ended: Tensor
     """`[env]` bool: terminated or truncated, the next row is another episode."""
 
@@ -130,6 +133,8 @@ class Agents:
     reward: Tensor
     terminated: Tensor
     alive: Tensor
+    present: Tensor
+    """`[time, env, agent]` bool: the agent had not left, so it has a value; it acted (`alive`) or waited."""
     next_obs: Tensor
     next_legal: Tensor
 

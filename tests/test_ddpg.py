@@ -34,7 +34,8 @@ def random_batch(spec: EnvSpec, size: int = 9, seed: int = 0) -> Batch:
             agents.action.uniform_(-1, 1, generator=g)
         else:
             agents.action.copy_(torch.randint(action.size, agents.action.shape, generator=g))
-        agents.alive.copy_(torch.rand(agents.alive.shape, generator=g) < 0.8)
+        agents.present.copy_(torch.rand(agents.alive.shape, generator=g) < 0.8)
+        agents.alive.copy_(agents.present & (torch.rand(agents.alive.shape, generator=g) < 0.8))
         agents.terminated.copy_(torch.rand(agents.terminated.shape, generator=g) < 0.3)
     return batch
 
@@ -70,7 +71,7 @@ def test_update_is_the_papers_equations(name: str) -> None:
 
     obs = {n: a.obs for n, a in batch.groups.items()}
     next_obs = {n: a.next_obs for n, a in batch.groups.items()}
-    taken = {n: a.action * a.alive[..., None] for n, a in batch.groups.items()}
+    taken = {n: a.action * a.present[..., None] for n, a in batch.groups.items()}
     next_act = {}
     for n, a in batch.groups.items():
         each = [plain(reference.target_actors[n], i, a.next_obs[:, i]).tanh() for i in range(a.obs.shape[1])]
@@ -85,7 +86,7 @@ def test_update_is_the_papers_equations(name: str) -> None:
             y = (a.reward[:, i] + config.gamma * q_next * ~a.terminated[:, i]).detach()
             for k in copies:
                 q = plain(reference.critics[n], i, critic_input(n, i, obs, taken), k)[:, 0]
-                critic_loss = critic_loss + ((q - y).square() * a.alive[:, i]).sum() / a.alive.sum()
+                critic_loss = critic_loss + ((q - y).square() * a.present[:, i]).sum() / a.present.sum()
     parameters = list(reference.modules[1].parameters())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(critic_loss, parameters)])
     assert torch.allclose(algorithm.critic_optimizer.grad, expected, atol=1e-6)
@@ -130,6 +131,7 @@ def test_discrete_actors_climb_their_critic() -> None:
         agents = batch.groups["agent"]
         agents.reward.copy_((agents.action == 2).float())
         agents.alive.fill_(True)
+        agents.present.fill_(True)
         algorithm.update(batch)
     view = shoal.View({"agent": torch.randn(50, 2, 2)}, {"agent": torch.zeros(50, 2, 0).bool()}, torch.zeros(50, 0))
     chosen, _ = algorithm.act(view, algorithm.initial_memory(50), explore=False)
@@ -143,6 +145,7 @@ def test_critics_are_told_apart_by_reward() -> None:
     for seed in range(300):
         batch = random_batch(spec, size=32, seed=seed)
         batch.groups["agent"].alive.fill_(True)
+        batch.groups["agent"].present.fill_(True)
         batch.groups["agent"].reward.copy_(torch.tensor([1.0, -1.0]).expand(32, 2))
         algorithm.update(batch)
     joint = algorithm._joint({"agent": (batch.groups["agent"].obs, batch.groups["agent"].action)})["agent"]

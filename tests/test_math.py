@@ -90,12 +90,12 @@ def test_encode() -> None:
 
 
 def test_tree_keeps_structure_and_order() -> None:
-    agents = Agents(*[torch.full((2, 3), float(i)) for i in range(9)])
+    agents = Agents(*[torch.full((2, 3), float(i)) for i in range(10)])
     batch = Batch({"a": agents}, torch.zeros(2), torch.zeros(2), torch.zeros(2))
     doubled = tree.map(lambda x: 2 * x, batch)
     assert isinstance(doubled.groups["a"], Agents)
     assert doubled.groups["a"].reward[0, 0] == 8.0
-    assert [x[0, 0].item() for x in tree.leaves(batch)[:9]] == list(range(9))
+    assert [x[0, 0].item() for x in tree.leaves(batch)[:10]] == list(range(10))
     assert tree.index(batch, 0).groups["a"].obs.shape == (3,)
     assert tree.cat([batch, batch]).groups["a"].obs.shape == (4, 3)
     assert tree.stack([batch, batch]).groups["a"].obs.shape == (2, 2, 3)

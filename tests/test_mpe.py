@@ -17,7 +17,7 @@ import torch
 from shoal import actions, tree
 from shoal.envs import mpe
 from shoal.envs.check import check_env
-from shoal.envs.mpe import pcg64
+from shoal.envs.common import pcg64
 from shoal.envs.mpe.env import ParticleEnv
 from shoal.types import Discrete, Groups, ShoalError, Step, View
 
@@ -326,7 +326,7 @@ OWN = '''
 
 from typing import Any, NamedTuple
 
-from shoal.envs.mpe.pcg64 import compiled
+from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import Agent, Layout, World, distance, edge_cost, scatter, write_relative
 
 

@@ -196,11 +196,11 @@ def plain_gradients(algorithm: PPO, batch: Batch) -> tuple[list[Tensor], Tensor]
     reward = torch.cat([a.reward for a in batch.groups.values()], -1)
     stop = torch.cat([a.terminated for a in batch.groups.values()], -1)
     alive = torch.cat([a.alive for a in batch.groups.values()], -1)
-    counts = alive
+    counts = torch.cat([a.present for a in batch.groups.values()], -1)
     if config.reward == "mean":
         reward = reward.mean(-1, keepdim=True).expand(-1, -1, value.shape[-1])
     if value.shape[-1] == 1:
-        stop, counts = stop.all(-1, keepdim=True), alive.any(-1, keepdim=True)
+        stop, counts = stop.all(-1, keepdim=True), counts.any(-1, keepdim=True)
     with torch.no_grad():
         advantage = torch.zeros_like(value)
         for t in reversed(range(time)):
@@ -310,7 +310,7 @@ def test_errors_of_values_are_squared_or_hubers() -> None:
 def test_a_batch_in_which_nobody_is_alive_teaches_nothing() -> None:
     algorithm, batch = build(), rollout()
     for agents in batch.groups.values():
-        agents.alive[:] = False
+        agents.alive[:] = agents.present[:] = False
     before = algorithm.actor_optimizers["arm"].vector.clone()
     metrics = algorithm.update(batch)
     assert all(torch.isfinite(value) for value in metrics.values())

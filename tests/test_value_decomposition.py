@@ -44,9 +44,10 @@ def random_batch(spec: EnvSpec = SPEC, time: int = 1, size: int = 12, memory: in
             legal[..., :1] = True
         agents.next_legal[:-1][succeeds] = agents.legal[1:][succeeds]
         agents.action.copy_(torch.randint(spec.groups[name].action.size, agents.action.shape, generator=g))
-        agents.alive.copy_(torch.rand(agents.alive.shape, generator=g) < 0.8)
+        agents.present.copy_(torch.rand(agents.alive.shape, generator=g) < 0.8)
+        agents.alive.copy_(agents.present & (torch.rand(agents.alive.shape, generator=g) < 0.8))
         stop = torch.rand(agents.alive.shape, generator=g) < 0.2
-        agents.terminated.copy_(stop | ~agents.alive | all_stop.unsqueeze(-1))
+        agents.terminated.copy_(stop | ~agents.present | all_stop.unsqueeze(-1))
     batch.state.normal_(generator=g)
     batch.next_state.normal_(generator=g)
     batch.next_state[:-1][succeeds] = batch.state[1:][succeeds]
@@ -124,7 +125,7 @@ def plain_gradient(name: str, algorithm: ValueDecomposition, batch: Batch) -> Te
             eye = torch.eye(SPEC.groups[group].action.size)
             for t in range(time):
                 q, h = plain_net(net, i, a.obs[t, :, i], h)
-                qs.append(q.gather(1, a.action[t, :, i : i + 1])[:, 0] * a.alive[t, :, i])
+                qs.append(q.gather(1, a.action[t, :, i : i + 1])[:, 0] * a.present[t, :, i])
                 with torch.no_grad():
                     _, target_h = plain_net(target, i, a.obs[t, :, i], target_h)
                     next_target, _ = plain_net(target, i, a.next_obs[t, :, i], target_h)
@@ -138,11 +139,11 @@ def plain_gradient(name: str, algorithm: ValueDecomposition, batch: Batch) -> Te
                 h, target_h = h * again, target_h * again
             chosen.append(torch.stack(qs))
             following.append(torch.stack(nexts))
-            acted.append(eye[a.action[:, :, i]] * a.alive[:, :, i : i + 1])
+            acted.append(eye[a.action[:, :, i]] * a.present[:, :, i : i + 1])
             will_act.append(torch.stack(then))
             reward.append(a.reward[:, :, i])
             terminated.append(a.terminated[:, :, i])
-            alive.append(a.alive[:, :, i])
+            alive.append(a.present[:, :, i])
     loss, count = torch.zeros(()), torch.zeros(())
     if name == "iql":
         for q, n, r, stop, live in zip(chosen, following, reward, terminated, alive, strict=True):
@@ -206,7 +207,7 @@ def test_the_dead_do_not_contribute(name: str) -> None:
     algorithm, batch = build(name), random_batch()
     before = gradient(algorithm, batch)
     for agents in batch.groups.values():
-        dead = ~agents.alive
+        dead = ~agents.present
         assert dead.any()
         agents.obs[dead] = 9.0
         agents.next_obs[dead] = -9.0
@@ -233,7 +234,7 @@ def test_a_time_limit_does_not_stop_the_bootstrap(name: str) -> None:
     algorithm, batch = build(name), random_batch()
     for agents in batch.groups.values():
         agents.terminated.fill_(False)
-        agents.alive.fill_(True)
+        agents.present.fill_(True)
     batch.ended.fill_(False)
     before = gradient(algorithm, batch)
     batch.ended.fill_(True)

@@ -167,7 +167,7 @@ class DDPG:
             target = td_target(agents.reward, agents.terminated, next_q, self.config.gamma)
             q, pullback = self.critics[name].linearize(joint[name])
             error = q.squeeze(-1) - target  # [critics, batch, agent]
-            weighted = error * mean_weights(agents.alive)
+            weighted = error * mean_weights(agents.present)
             pullback.weights(2 * weighted.unsqueeze(-1))
             losses.append((weighted * error).sum())
             values.append(q.mean())
@@ -216,7 +216,7 @@ class DDPG:
 
     def _taken(self, name: str, agents: Agents) -> Tensor:
         """What the agents did, as critic input; nothing where an agent was not there to act."""
-        return actions.encode(self.spec.groups[name].action, agents.action) * agents.alive.unsqueeze(-1)
+        return actions.encode(self.spec.groups[name].action, agents.action) * agents.present.unsqueeze(-1)
 
     def _target_action(self, name: str, agents: Agents) -> Tensor:
         """mu'(o') as critic input; nothing where an agent's return has ended."""

@@ -209,9 +209,9 @@ class ValueDecomposition:
         batch = tree.to(batch, self.device)
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
-        values, target, alive = self._values(batch, *start)
-        alive = alive[: len(target)]
-        weights = mean_weights(alive)
+        values, target, present = self._values(batch, *start)
+        present = present[: len(target)]
+        weights = mean_weights(present)
         if self.config.normalise:
             self.norm.update(target, weights)
         if self.config.priority and self.replay is not None:
@@ -228,7 +228,7 @@ class ValueDecomposition:
         if self.updates % self.config.target_every == 0:
             optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
         if self.config.priority and self.replay is not None:
-            self.replay.prioritise(_priority(errors[0].detach().abs() * alive))
+            self.replay.prioritise(_priority(errors[0].detach().abs() * present))
         return {"loss": loss.detach(), "q": self.norm.restore(values[0].detach()).mean(), "grad_norm": norm}
 
     @torch.no_grad()
@@ -254,10 +254,10 @@ class ValueDecomposition:
             space = self.spec.groups[name].action
             q, next_q, target_q = self._q(name, agents, batch.ended, start[name], target_start[name])
             next_action = actions.greedy(space, next_q, agents.next_legal)
-            taken.append(_pick(q, agents.action) * agents.alive)
+            taken.append(_pick(q, agents.action) * agents.present)
             following.append(_pick(target_q, next_action).masked_fill(agents.terminated, 0.0))
             if self.config.weight != 1:
-                chosen.append(actions.encode(space, agents.action) * agents.alive.unsqueeze(-1))
+                chosen.append(actions.encode(space, agents.action) * agents.present.unsqueeze(-1))
                 next_chosen.append(actions.encode(space, next_action) * ~agents.terminated.unsqueeze(-1))
         value, next_value = torch.cat(taken, -1), torch.cat(following, -1)
         values = [value]
@@ -270,9 +270,9 @@ class ValueDecomposition:
                 values.append(self.joint(state, _flat_cat(chosen)).unsqueeze(-1))
                 with torch.no_grad():
                     next_value = self.target_joint(next_state, _flat_cat(next_chosen)).unsqueeze(-1)
-        reward, terminated, alive = outcome(batch, self.config.reward, team=self.config.mixer != "none")
+        reward, terminated, present = outcome(batch, self.config.reward, team=self.config.mixer != "none")
         ended, next_value = batch.ended.unsqueeze(-1), self.norm.restore(next_value)
-        return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step), alive
+        return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step), present
 
     def _q(
         self, name: str, agents: Agents, ended: Tensor, start: Tensor, target_start: Tensor

@@ -8,7 +8,6 @@ has left is not `alive`, and a truncation is never a termination.
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -21,18 +20,12 @@ from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
 from shoal import actions as action_spaces
+from shoal.envs.common.extras import headless
 from shoal.types import Action, Box, Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View, nearest
 
+SERIAL = OPEN = True
 Factory = Callable[[], Any]
 CONSTANT = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Tuple, spaces.Dict)
-
-
-def headless() -> None:
-    """Let suites draw without a screen or a sound card; must run before they are imported."""
-    for variable in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
-        os.environ.setdefault(variable, "dummy")
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 
 class AgentAdapter:
@@ -123,36 +116,37 @@ def group_agents(adapters: list[AgentAdapter]) -> dict[str, GroupSpec]:
 class ParallelEnvs:
     """`num_envs` environments of a PettingZoo factory; satisfies `VecEnv`.
 
-    Episode k of environment i starts from a seed derived from (seed, i, k). A checkpoint holds those numbers and the
-    actions since, from which a deterministic environment is brought back to where it was.
+    Episode k of environment i (counted from `first`) starts from a seed derived from (seed, i, k). A checkpoint holds
+    those numbers and the actions since, from which a deterministic environment is brought back to where it was.
 
     Args:
         factory: makes one environment.
         num_envs: how many to make.
         name: for error messages.
+        first: number of the first environment, where others of the same batch are elsewhere.
 
     Raises:
         ShoalError: spaces that cannot be used, or an observation or reward that is not what the spaces promise.
     """
 
-    def __init__(self, factory: Factory, num_envs: int, name: str = "environment") -> None:
+    def __init__(self, factory: Factory, num_envs: int, name: str = "environment", first: int = 0) -> None:
         if num_envs < 1:
             raise ShoalError(f"num_envs must be at least 1, not {num_envs}")
-        self.name, self.num_envs = name, num_envs
+        self.name, self.num_envs, self.first = name, num_envs, first
         self.envs = [factory() for _ in range(num_envs)]
-        first = self.envs[0]
-        agents = getattr(first, "possible_agents", None)
+        one = self.envs[0]
+        agents = getattr(one, "possible_agents", None)
         if not agents:
             raise ShoalError(f"{name} has no possible_agents: shoal must know every agent before the first episode")
-        adapters = [AgentAdapter(a, first.observation_space(a), first.action_space(a)) for a in agents]
+        adapters = [AgentAdapter(a, one.observation_space(a), one.action_space(a)) for a in agents]
         self.adapters = {adapter.agent: adapter for adapter in adapters}
         groups = group_agents(adapters)
         self.place = {a: (n, j) for n, group in groups.items() for j, a in enumerate(group.agents)}
         self.seed, self.episode = 0, [-1] * num_envs
         self.history: list[list[Groups]] = [[] for _ in range(num_envs)]
         self.steps = [0] * num_envs
-        first.reset(seed=0)
-        self.spec = EnvSpec(groups, self._state(first).size)
+        one.reset(seed=0)
+        self.spec = EnvSpec(groups, self._state(one).size)
         self.view, self.successor = self._blank(), self._blank()
         blank = {n: torch.zeros(num_envs, g.num_agents) for n, g in groups.items()}
         self.reward = blank
@@ -202,7 +196,7 @@ class ParallelEnvs:
     def _start(self, index: int) -> None:
         self.episode[index] += 1
         self.history[index], self.steps[index] = [], 0
-        seed = np.random.SeedSequence([self.seed, index, self.episode[index]]).generate_state(1)[0]
+        seed = np.random.SeedSequence([self.seed, self.first + index, self.episode[index]]).generate_state(1)[0]
         observations, _ = self.envs[index].reset(seed=int(seed) % 2**31)
         self._show(index, observations, self.view)
 

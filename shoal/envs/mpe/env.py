@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shoal.envs.mpe import pcg64, physics
+from shoal.envs.common import pcg64
+from shoal.envs.common.shares import Shares
+from shoal.envs.mpe import physics
 from shoal.envs.mpe.physics import MOVES, Buffers
 from shoal.envs.mpe.world import Layout, World
 from shoal.types import Action, Box, Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View
@@ -63,8 +62,7 @@ class ParticleEnv:
         self.layout: Layout = scenario.layout(self.params)
         self.max_cycles, self.dynamic_rescaling = max_cycles, dynamic_rescaling
         self.world = _world(self.layout, num_envs)
-        self.threads = threads or max(1, min(os.cpu_count() or 1, num_envs // THREAD_ENVS))
-        self.pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
+        self.shares = Shares(num_envs, threads, THREAD_ENVS)
         groups = _groups(self.layout, continuous_actions)
         self.spec = EnvSpec(groups, state_size=int(self.world.obs_start[-1]))
         self._allocate()
@@ -128,14 +126,7 @@ class ParticleEnv:
 
     def _advance(self, start: bool) -> None:
         work = (start, self.params, self.world, self.buffers, self.max_cycles, self.discrete, self.box, self.continuous)
-        if self.pool is None:
-            self.kernel(0, self.num_envs, *work)
-            return
-        edges = np.linspace(0, self.num_envs, self.threads + 1).astype(int).tolist()
-        others = [self.pool.submit(self.kernel, lo, hi, *work) for lo, hi in pairwise(edges[1:])]
-        self.kernel(edges[0], edges[1], *work)
-        for other in others:
-            other.result()
+        self.shares.run(self.kernel, *work)
 
     def world_of(self, index: int) -> World:
         """Environment `index` as the scenario's functions see it; its arrays are the environment's own."""
@@ -170,8 +161,7 @@ class ParticleEnv:
         self.seeded = state["seeded"]
 
     def close(self) -> None:
-        if self.pool:
-            self.pool.shutdown()
+        self.shares.close()
 
 
 def _world(layout: Layout, envs: int) -> World:

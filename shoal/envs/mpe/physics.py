@@ -17,8 +17,9 @@ from numba import njit
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from shoal.envs.mpe import pcg64, world
-from shoal.envs.mpe.pcg64 import compiled
+from shoal.envs.common import pcg64
+from shoal.envs.common.pcg64 import compiled
+from shoal.envs.mpe import world
 from shoal.envs.mpe.world import World, distance
 from shoal.types import ShoalError
 

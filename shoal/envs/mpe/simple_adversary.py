@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shoal.envs.mpe import pcg64
-from shoal.envs.mpe.pcg64 import compiled
+from shoal.envs.common import pcg64
+from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import (
     Agent,
     Landmark,

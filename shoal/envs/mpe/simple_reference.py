@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shoal.envs.mpe import pcg64
-from shoal.envs.mpe.pcg64 import compiled
+from shoal.envs.common import pcg64
+from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import Agent, Landmark, Layout, distance, scatter, write_relative
 from shoal.types import ShoalError
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.envs.mpe import pcg64
-from shoal.envs.mpe.pcg64 import compiled
+from shoal.envs.common import pcg64
+from shoal.envs.common.pcg64 import compiled
 from shoal.types import ShoalError
 
 

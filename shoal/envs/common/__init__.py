@@ -1,0 +1,1 @@
+"""What suites of environments are built from; not a suite."""
