@@ -24,8 +24,9 @@ def allocate(spec: EnvSpec, lead: tuple[int, ...], memory_sizes: dict[str, int])
     for name, group in spec.groups.items():
         shape = (*lead, group.num_agents)
         legal_size = group.action.size if group.masked else 0
+        dtype = torch.uint8 if group.image else torch.float32
         groups[name] = Agents(
-            obs=torch.zeros((*shape, *group.obs_shape)),
+            obs=torch.zeros((*shape, *group.obs_shape), dtype=dtype),
             legal=torch.zeros((*shape, legal_size), dtype=torch.bool),
             memory=torch.zeros((*shape, memory_sizes.get(name, 0))),
             action=actions.empty(group.action, shape),
@@ -33,7 +34,7 @@ def allocate(spec: EnvSpec, lead: tuple[int, ...], memory_sizes: dict[str, int])
             terminated=torch.zeros(shape, dtype=torch.bool),
             alive=torch.zeros(shape, dtype=torch.bool),
             present=torch.zeros(shape, dtype=torch.bool),
-            next_obs=torch.zeros((*shape, *group.obs_shape)),
+            next_obs=torch.zeros((*shape, *group.obs_shape), dtype=dtype),
             next_legal=torch.zeros((*shape, legal_size), dtype=torch.bool),
         )
     state = torch.zeros((*lead, spec.state_size))

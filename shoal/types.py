@@ -65,6 +65,8 @@ class GroupSpec:
     action: Action
     masked: bool = False
     """Whether `legal` has `action.size` columns; without, it has width 0 and everything is legal."""
+    image: bool = False
+    """Observations are pictures, uint8 `[height, width, channel]`; without, they are float32."""
 
     @property
     def num_agents(self) -> int:
