@@ -87,3 +87,13 @@ def integer(rng, count):  # type: ignore[no-untyped-def]
             product = _next32(rng) * bound
             leftover = product & LOW_HALF
     return np.int64(product >> HALF)
+
+
+@compiled
+def shuffle(rng, order, count):  # type: ignore[no-untyped-def]
+    """Writes 0..count-1 in random order into `order`, as `Generator.permutation(count)`."""
+    for i in range(count):
+        order[i] = i
+    for i in range(count - 1, 0, -1):
+        j = integer(rng, i + 1)
+        order[i], order[j] = order[j], order[i]
