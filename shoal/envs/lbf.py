@@ -43,7 +43,7 @@ NONE, NORTH, SOUTH, WEST, EAST, LOAD = ACTIONS = range(6)
 ROW, COL, LEVEL = range(3)
 ATTEMPTS = 1000  # to find a place, as in the package
 LARGEST = 127  # int8
-THREAD_ENVS = 512  # environments a thread must have to be worth waking
+THREAD_ENVS = 1024  # environments a thread must have to be worth waking
 
 Levels = int | tuple[int, ...]
 
@@ -168,7 +168,7 @@ def _free(p, food, row, col):  # type: ignore[no-untyped-def]
     """Whether a cell is on the field and without food."""
     if row < 0 or row >= p.rows or col < 0 or col >= p.cols:
         return False
-    for f in range(len(food)):
+    for f in range(len(food)):  # noqa: SIM110
         if food[f, LEVEL] > 0 and food[f, ROW] == row and food[f, COL] == col:
             return False
     return True
@@ -221,11 +221,11 @@ def _load(p, player, food, plan, spawned, reward):  # type: ignore[no-untyped-de
 
 
 @compiled
-def _any_left(food):  # type: ignore[no-untyped-def]
+def _levels_left(food):  # type: ignore[no-untyped-def]
+    total = 0
     for f in range(len(food)):
-        if food[f, LEVEL] > 0:
-            return True
-    return False
+        total += food[f, LEVEL]
+    return total
 
 
 # What is seen
@@ -310,7 +310,7 @@ def _show(p, player, food, obs, legal):  # type: ignore[no-untyped-def]
 
 @compiled
 def _taken(player, row, col):  # type: ignore[no-untyped-def]
-    for i in range(len(player)):
+    for i in range(len(player)):  # noqa: SIM110
         if player[i, ROW] == row and player[i, COL] == col:
             return True
     return False
@@ -335,7 +335,7 @@ def _place_players(p, player, order, rng):  # type: ignore[no-untyped-def]
 @compiled
 def _weakest_three(player):  # type: ignore[no-untyped-def]
     """The sum of their levels (of fewer players, all)."""
-    a = b = c = 2 * LARGEST
+    a = b = c = np.int64(2 * LARGEST)
     for i in range(len(player)):
         level = np.int64(player[i, LEVEL])
         if level < a:
@@ -349,7 +349,7 @@ def _weakest_three(player):  # type: ignore[no-untyped-def]
 
 @compiled
 def _crowded(food, count, row, col):  # type: ignore[no-untyped-def]
-    for f in range(count):
+    for f in range(count):  # noqa: SIM110
         if abs(food[f, ROW] - row) + abs(food[f, COL] - col) <= 2:
             return True
     return False
@@ -395,7 +395,7 @@ def kernel(lo, hi, start, p, world, buffers, actions):  # type: ignore[no-untype
             _move(p, player, food, world.plan[e], actions[e])
             _load(p, player, food, world.plan[e], world.spawned[e], buffers.reward[e])
             buffers.steps[e] += 1
-            over = not _any_left(food)
+            over = _levels_left(food) == 0
             for i in range(len(player)):
                 buffers.terminated[e, i] = over
             buffers.ended[e] = over or buffers.steps[e] >= p.max_steps
