@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from shoal.envs.common.kernel_env import KernelEnv, Pixels
+from shoal.envs.common.kernel_env import KernelEnv, Pixels, compiled_kernel
 from shoal.envs.common.pcg64 import compiled, integer, shuffle
 from shoal.types import Discrete, GroupSpec, ShoalError
 
@@ -382,7 +381,7 @@ def _place_food(p, player, food, order, rng):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@compiled_kernel
 def kernel(lo, hi, start, p, world, buffers, actions):  # type: ignore[no-untyped-def]
     """See `KernelEnv`. An episode whose food is eaten terminates; one that is too long is cut off."""
     for e in range(lo, hi):
@@ -436,6 +435,15 @@ def parse(name: str) -> Rules:
         grid_observation=bool(found["grid"]),
         penalty=0.1 if found["pen"] else 0.0,
     )
+
+
+def canonical(name: str) -> str:
+    """The id as the package writes it, without its version."""
+    rules = parse(name)
+    rows, cols = rules.field_size
+    before = "-grid" * rules.grid_observation + f"-{rules.sight}s" * (rules.sight != max(rows, cols))
+    after = "-coop" * rules.force_coop + "-ind" * (rules.max_food_level == 1) + "-pen" * (rules.penalty > 0)
+    return f"Foraging{before}-{rows}x{cols}-{rules.players}p-{rules.max_num_food}f{after}"
 
 
 def names() -> list[str]:

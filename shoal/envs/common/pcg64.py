@@ -95,5 +95,10 @@ def shuffle(rng, order, count):  # type: ignore[no-untyped-def]
     for i in range(count):
         order[i] = i
     for i in range(count - 1, 0, -1):
-        j = integer(rng, i + 1)
+        mask = np.uint64(1)
+        while mask < np.uint64(i):
+            mask = (mask << np.uint64(1)) | np.uint64(1)
+        j = np.int64(_next32(rng) & mask)  # numpy shuffles by masks and rejection, unlike `integers`
+        while j > i:
+            j = np.int64(_next32(rng) & mask)
         order[i], order[j] = order[j], order[i]
