@@ -50,8 +50,8 @@ class Theirs(ForagingEnv):
         return Box(-np.inf, np.inf, (3, side, side) if self._grid_observation else (width,))
 
     def observed(self) -> np.ndarray:
-        """`[agent, obs]`."""
-        return np.stack([obs.ravel() for obs in self._make_gym_obs()])
+        """`[agent, *obs_shape]`."""
+        return np.stack(self._make_gym_obs())
 
     @property
     def legal(self) -> list[list[bool]]:
@@ -118,7 +118,7 @@ def test_it_plays_the_packages_episodes(name: str, arguments: dict[str, Any]) ->
         view = step.view
         for i, their in enumerate(theirs):
             obs, rewards, over, _, _ = their.step(actions[i].tolist())
-            assert np.array_equal(step.successor.obs["agent"][i], np.stack(obs).reshape(len(rewards), -1))
+            assert np.array_equal(step.successor.obs["agent"][i], np.stack(obs))
             assert np.array_equal(step.reward["agent"][i], np.asarray(rewards, np.float32))
             assert bool(step.ended[i]) == over
             assert step.terminated["agent"][i].tolist() == [their.field.sum() == 0] * len(rewards)

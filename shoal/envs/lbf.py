@@ -100,10 +100,11 @@ class Rules:
             raise ShoalError(f"levels of food, the sum of three players', must not exceed {LARGEST}")
 
     @property
-    def obs_size(self) -> int:
+    def obs_shape(self) -> tuple[int, ...]:
         if self.grid_observation:
-            return 3 * (2 * self.sight + 1) ** 2
-        return 3 * self.max_num_food + (2 + self.observe_agent_levels) * self.players
+            side = 2 * self.sight + 1
+            return (3, side, side)
+        return (3 * self.max_num_food + (2 + self.observe_agent_levels) * self.players,)
 
 
 def levels(rules: Rules, key: str) -> NDArray[np.int64]:
@@ -488,7 +489,7 @@ def make(name: str, num_envs: int, *, threads: int = 0, **arguments: Any) -> Ker
         rng=np.zeros((num_envs, 6), np.uint64),
     )
     agents = tuple(f"agent_{i}" for i in range(players))
-    group = GroupSpec(agents, (rules.obs_size,), Discrete(len(ACTIONS)), masked=rules.masks)
+    group = GroupSpec(agents, rules.obs_shape, Discrete(len(ACTIONS)), masked=rules.masks)
     return KernelEnv(kernel, params, world, "agent", group, num_envs, draw=draw, threads=threads, least=THREAD_ENVS)
 
 
