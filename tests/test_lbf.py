@@ -298,8 +298,10 @@ def test_arguments_are_the_packages() -> None:
         ({"max_player_level": [1, 2, 3]}, "or 2 of them"),
         ({"max_player_level": 100}, "exceed"),
         ({"min_food_level": 3}, "three weakest"),
-        ({"min_food_level": 3, "max_food_level": 2}, "above what max_food_level"),
+        ({"min_food_level": 3, "max_food_level": 2}, "above max_food_level"),
+        ({"max_num_food": 128}, "at most 127"),
         ({"max_food_level": 0}, "level from 1"),
+        ({"max_food_level": [1.5, 2.0]}, "level from 1"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

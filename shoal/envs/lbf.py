@@ -81,6 +81,8 @@ class Rules:
         for key, least in (("players", 1), ("max_num_food", 1), ("sight", 1), ("max_episode_steps", 1)):
             if getattr(self, key) < least:
                 raise ShoalError(f"{key} must be at least {least}, not {getattr(self, key)}")
+        if self.max_num_food > LARGEST:
+            raise ShoalError(f"max_num_food must be at most {LARGEST}, not {self.max_num_food}")
         size = self.field_size
         if len(size) != 2 or min(size) < 3 or max(size) > LARGEST:
             raise ShoalError(f"field_size is rows and columns, 3 to {LARGEST} each, not {tuple(size)}")
@@ -88,16 +90,17 @@ class Rules:
             raise ShoalError(f"{self.players} players do not fit on a field of {size[0]} x {size[1]}")
         low, high = levels(self, "min_player_level"), levels(self, "max_player_level")
         least_food, weakest = levels(self, "min_food_level"), int(np.sort(low)[:3].sum())
-        most_food = (
-            np.full(self.max_num_food, weakest) if self.max_food_level is None else levels(self, "max_food_level")
-        )
         if (low > high).any():
             raise ShoalError(f"min_player_level {low.tolist()} is above max_player_level {high.tolist()}")
-        if (least_food > most_food).any() and not (self.force_coop and self.max_food_level is None):
-            what = "the three weakest players may be" if self.max_food_level is None else "max_food_level is"
-            raise ShoalError(f"min_food_level {least_food.tolist()} is above what {what}, {most_food.tolist()}")
-        if self.max_food_level is None and np.sort(high)[:3].sum() > LARGEST:
+        if self.max_food_level is not None:
+            if (least_food > (most := levels(self, "max_food_level"))).any():
+                raise ShoalError(f"min_food_level {least_food.tolist()} is above max_food_level {most.tolist()}")
+        elif np.sort(high)[:3].sum() > LARGEST:
             raise ShoalError(f"levels of food, the sum of three players', must not exceed {LARGEST}")
+        elif least_food.max() > weakest and not self.force_coop:
+            raise ShoalError(
+                f"min_food_level {least_food.tolist()} is above {weakest}, what the three weakest players may be together"
+            )
 
     @property
     def obs_shape(self) -> tuple[int, ...]:
@@ -115,8 +118,8 @@ def levels(rules: Rules, key: str) -> NDArray[np.int64]:
     """
     count = rules.players if "player" in key else rules.max_num_food
     given: int | Sequence[int] = getattr(rules, key)
-    found = np.full(count, given) if isinstance(given, int) else np.asarray(given, np.int64)
-    if found.shape != (count,) or found.min() < 1 or found.max() > LARGEST:
+    found = np.full(count, given) if np.ndim(given) == 0 else np.asarray(given)
+    if found.shape != (count,) or found.dtype != np.int64 or found.min() < 1 or found.max() > LARGEST:
         raise ShoalError(f"{key} must be a level from 1 to {LARGEST}, or {count} of them, not {given}")
     return found
 
@@ -455,10 +458,7 @@ def names() -> list[str]:
 
 def make(name: str, num_envs: int, *, threads: int = 0, **arguments: Any) -> KernelEnv:
     """A batch of fields; arguments as in `Rules`."""
-    try:
-        rules = dataclasses.replace(parse(name), **arguments)
-    except TypeError as error:
-        raise ShoalError(f"lbf/{name}: {error}") from error
+    rules = dataclasses.replace(parse(name), **arguments)
     if num_envs < 1:
         raise ShoalError(f"num_envs must be at least 1, not {num_envs}")
     players, food = rules.players, rules.max_num_food
