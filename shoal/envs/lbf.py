@@ -99,7 +99,7 @@ class Rules:
             raise ShoalError(f"levels of food, the sum of three players', must not exceed {LARGEST}")
         elif least_food.max() > weakest and not self.force_coop:
             raise ShoalError(
-                f"min_food_level {least_food.tolist()} is above {weakest}, what the three weakest players may be together"
+                f"min_food_level {least_food.tolist()} is above {weakest}, all that the three weakest players may be"
             )
 
     @property
