@@ -80,7 +80,6 @@ for _algorithm in POLICIES:
     for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
 
-
 FORAGING = {
     "num_envs": 128,
     "total_steps": 5_000_000,
@@ -89,7 +88,7 @@ FORAGING = {
     "minibatches": 2,
     "lr": 1e-3,
     "critic_lr": 1e-3,
-    "net.identity": True,  # else greedy players that want the same cell block each other forever
+    "net.identity": True,  # players that are alike wait for each other, each beside food of its own
 }
 FORAGING_VALUES = {**COOPERATIVE, "gamma": 0.99, "net.identity": True}
 for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
