@@ -103,50 +103,50 @@ class Turns:
 
     def __init__(self, env: Any) -> None:
         self.env = env
+        self.agents: list[str] = []
+        self.selected = ""  # wrappers take their time to say who: asked once a turn
 
     def reset(self, seed: int | None) -> Shown:
         self.env.reset(seed=seed)
-        return self._shown()
+        return self._look()
 
     def here(self) -> list[str]:
-        return list(self.env.agents)
+        return self.agents
 
     def acting(self) -> list[str]:
-        return [self.env.agent_selection]
+        return [self.selected]
 
     def step(self, given: dict[str, Any]) -> Outcome:
-        env, before = self.env, list(self.env.agents)
-        (action,) = given.values()
-        env.step(action)
-        rewards, after = dict(env.rewards), env.agents
-        if len(after) == len(before) and not self._over(env.agent_selection):
-            shown = self._shown()
-            return Outcome(rewards, (), shown, shown, after)
-        over = [agent for agent in before if env.terminations.get(agent) or env.truncations.get(agent)]
-        terminated = {agent for agent in over if env.terminations.get(agent)}
+        env, before = self.env, self.agents
+        env.step(given[self.selected])
+        rewards, terminations, truncations = dict(env.rewards), env.terminations, env.truncations
+        over = [agent for agent in before if terminations.get(agent) or truncations.get(agent)]
+        if not over and len(env.agents) == len(before):
+            shown = self._look()
+            return Outcome(rewards, (), shown, shown, before)
+        terminated = {agent for agent in over if terminations.get(agent)}
         turn, infos = env.agent_selection, dict(env.infos)
-        last = {agent: self._observe(agent, agent not in terminated) for agent in over}
-        self.bury()
-        view = self._shown() if env.agents else Shown({}, {}, ())
-        left = [agent for agent in before if agent not in env.agents]
-        last = {agent: last.get(agent) for agent in left}
-        successor = Shown({**last, **view.observations}, {**infos, **view.infos}, view.turn or (turn,))
-        return Outcome(rewards, terminated.intersection(left), successor, view, view.observations.keys())
+        last = {agent: self._observe(agent, agent not in terminated) for agent in over if agent in env.agents}
+        self._bury()
+        view = self._look() if env.agents else Shown({}, {}, ())
+        staying = view.observations.keys()
+        left = {agent: last.get(agent) for agent in before if agent not in staying}
+        successor = Shown({**left, **view.observations}, {**infos, **view.infos}, view.turn or (turn,))
+        return Outcome(rewards, terminated & left.keys(), successor, view if left else successor, staying)
 
-    def bury(self) -> None:
+    def _bury(self) -> None:
         """Take the empty steps of agents that are out of the game, for as long as it is their turn."""
-        while self.env.agents and self._over(agent := self.env.agent_selection):
-            self.env.step(None)
-            if agent in self.env.agents:
+        env = self.env
+        while env.agents and (env.terminations.get(env.agent_selection) or env.truncations.get(env.agent_selection)):
+            agent = env.agent_selection
+            env.step(None)
+            if agent in env.agents:
                 raise ShoalError(f"{agent} is out of the game, and step(None) does not remove it from `agents`")
 
-    def _over(self, agent: str) -> bool:
-        return bool(self.env.terminations.get(agent) or self.env.truncations.get(agent))
-
-    def _shown(self) -> Shown:
-        selected = self.env.agent_selection
-        shown = {agent: self._observe(agent, agent == selected) for agent in self.env.agents}
-        return Shown(shown, self.env.infos, (selected,))
+    def _look(self) -> Shown:
+        self.agents, self.selected = list(self.env.agents), self.env.agent_selection
+        shown = {agent: self._observe(agent, agent == self.selected) for agent in self.agents}
+        return Shown(shown, self.env.infos, (self.selected,))
 
     def _observe(self, agent: str, needed: bool) -> Any:
         try:
