@@ -18,6 +18,9 @@ from shoal import config, experiment, presets, registry
 from shoal.config import Run, Settings, replace
 from shoal.types import Discrete, ShoalError, nearest
 
+MANY = 16
+"""Agents that are no longer listed one by one."""
+
 USAGE = """shoal: many agents learning together
 
   shoal train ALGORITHM ENV [options]     train; `shoal train ALGORITHM ENV --help` lists the options of both
@@ -208,7 +211,7 @@ class Eval:
     checkpoint: Literal["best", "last"] = "best"
     """The best evaluation's policy, or the newest."""
     opponents: tuple[str, ...] = ()
-    """GROUP=POLICY: another run's directory or a script plays that group instead."""
+    """WHO=POLICY: another run's directory or a script plays that group or agent instead."""
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -220,7 +223,8 @@ def _eval(arguments: list[str]) -> int:
     run = experiment.open_run(options.directory)
     env = experiment.evaluation_env(experiment.environment_of(run), options.episodes)
     policy = experiment.team(options.directory, env.spec, options.checkpoint, options.opponents)
-    summary = evaluate(policy, env, options.episodes, options.seed).summary()
+    result = evaluate(policy, env, options.episodes, options.seed)
+    summary = result.summary() | {"agent_returns": result.agent_returns()}
     env.close()
     if options.json:
         about = {"algorithm": run.algorithm, "env": run.env, "checkpoint": options.checkpoint, "units": UNITS}
@@ -233,6 +237,11 @@ def _eval(arguments: list[str]) -> int:
     for name, value in rows.items():
         low, high = value["ci95"]
         print(f"  {name:<24}{value['mean']:10.2f}   95% [{low:.2f}, {high:.2f}]   std {value['std']:.2f}")
+    if len(summary["agent_returns"]) <= MANY:
+        for agent, value in summary["agent_returns"].items():
+            signs = ", ".join(f"{value[sign]:.1%} {sign}" for sign in ("positive", "zero", "negative"))
+            low, high = value["ci95"]
+            print(f"  {agent:<24}{value['mean']:10.2f}   95% [{low:.2f}, {high:.2f}]   episodes: {signs}")
     for name in ("team_return", "agent_return"):
         print(f"  {name.replace('_', ' ')}: {UNITS[name]}")
     return 0
@@ -251,7 +260,7 @@ class Watch:
     envs: int = 1
     """Environments to show side by side."""
     opponents: tuple[str, ...] = ()
-    """GROUP=POLICY: another run's directory or a script plays that group instead."""
+    """WHO=POLICY: another run's directory or a script plays that group or agent instead."""
     seed: int = 1_000_000
     """Of the episodes' starts."""
     fps: int = 10
@@ -378,9 +387,8 @@ def _list(arguments: list[str]) -> int:
         print(f"  {name:<10} {preset.summary}")
     print("environments")
     for suite in registry.suites():
-        names = registry.environments(suite)
         print(f"  {suite}")
-        for name in names:
-            print(f"    {name}")
+        for name in registry.environments(suite):
+            print(f"    {name:<44}{registry.note(name)}".rstrip())
     print("  your own\n    file.py:factory or package.module:factory")
     return 0

@@ -52,7 +52,7 @@ def note(name: str) -> str:
     return "turn-based" if _registered().get(name) == "aec" else ""
 
 
-def make(name: str, num_envs: int, **arguments: Any) -> SerialEnvs:
+def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> SerialEnvs:
     """`butterfly/pistonball` or `classic/chess-v6` by PettingZoo's own `make`; `some.module` by its constructor.
 
     Raises:
@@ -66,7 +66,7 @@ def make(name: str, num_envs: int, **arguments: Any) -> SerialEnvs:
             return create(**arguments)
 
     try:
-        return SerialEnvs(factory, num_envs, name)
+        return SerialEnvs(factory, num_envs, name, first)
     except TypeError as error:  # an argument that it does not know
         raise ShoalError(f"{name}: {error}") from error
 
