@@ -32,7 +32,7 @@ class Settings:
     out: str = ""
     """Directory of the run; empty: runs/ENV/ALGORITHM_sSEED."""
     opponents: tuple[str, ...] = ()
-    """WHO=POLICY: groups or agents that do not learn; POLICY: a run's directory or random, still, greedy, pursue, flee."""
+    """WHO=POLICY: who does not learn, a group or an agent; a run's directory or random, still, greedy, pursue, flee."""
     eval_every: int = 0
     """Environment steps between evaluations (and checkpoints); 0: a twentieth of the total."""
     eval_episodes: int = 100

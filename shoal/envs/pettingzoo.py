@@ -83,7 +83,7 @@ def _of_registry(name: str) -> Callable[..., Any]:
 
     def create(**arguments: Any) -> Any:
         try:
-            return pettingzoo.make(known[full], full, **arguments)  # type: ignore[call-overload]
+            return pettingzoo.make(known[full], full, **arguments)
         except Exception as error:
             if isinstance(error, ImportError | DependencyNotInstalled) or type(error).__name__ == "FailedToImport":
                 family = full.split("/")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeVar
 
@@ -35,7 +36,7 @@ def by_agent(spec: EnvSpec, named: dict[str, T]) -> dict[str, T]:
     return found | {agent: named[agent] for agent in agents if agent in named}
 
 
-def without(spec: EnvSpec, agents: set[str]) -> EnvSpec:
+def without(spec: EnvSpec, agents: Collection[str]) -> EnvSpec:
     """What is left of an environment for those who are not among `agents`."""
     groups = {}
     for name, group in spec.groups.items():
@@ -104,9 +105,7 @@ class Seats:
                 if agent not in shown:
                     raise ShoalError(f"the policy that is to play {agent} knows only {', '.join(shown) or 'others'}")
             sees = [j for j, agent in enumerate(group.agents) if agent in shown]
-            self.seats.append(
-                (policy, sees, [shown.index(a) for a in plays], [group.agents.index(a) for a in plays])
-            )
+            self.seats.append((policy, sees, [shown.index(a) for a in plays], [group.agents.index(a) for a in plays]))
         memories = [policy.initial_memory(1)[name].shape[-1] for policy, *_ in self.seats]
         self.widths = [slice(sum(memories[:k]), sum(memories[: k + 1])) for k in range(len(memories))]
 

@@ -204,8 +204,8 @@ class SerialEnvs:
         self.name, self.num_envs, self.first = name, num_envs, first
         self.envs = [factory() for _ in range(num_envs)]
         self.forms = [form_of(env) for env in self.envs]
-        agents_of(self.envs[0])
-        self.adapters = adapters_of(self.envs[0], self.forms[0].reset(0))
+        self.adapters = adapters_of(self.envs[0])
+        expect_masks(self.adapters, self.forms[0].reset(0))
         groups = group_agents(list(self.adapters.values()))
         self.place = {a: (n, j) for n, group in groups.items() for j, a in enumerate(group.agents)}
         self.seed, self.episode = 0, [-1] * num_envs
@@ -374,31 +374,28 @@ def form_of(env: Any) -> Rounds | Turns:
     return Turns(env) if hasattr(env, "agent_iter") else Rounds(env)
 
 
-def adapters_of(env: Any, shown: Shown) -> dict[str, AgentAdapter]:
-    """Every agent's spaces. Masks beside observations, in `info`, are recognised by what the first reset shows.
-
-    Discrete actions of turn-based games are always masked: to wait is to have no choice.
-    """
-    adapters = {a: AgentAdapter(a, env.observation_space(a), env.action_space(a)) for a in agents_of(env)}
-    for agent, adapter in adapters.items():
-        if isinstance(adapter.action, Discrete):
-            info = shown.infos.get(agent)
-            adapter.masked |= hasattr(env, "agent_iter") or (isinstance(info, dict) and MASK in info)
-    return adapters
-
-
-def agents_of(env: Any) -> list[str]:
-    """All agents that may ever play.
+def adapters_of(env: Any) -> dict[str, AgentAdapter]:
+    """Every agent's spaces. Discrete actions of turn-based games are always masked: to wait is to have no choice.
 
     Raises:
-        ShoalError: the environment does not know them.
+        ShoalError: the environment does not know its agents, or has spaces that cannot be used.
     """
     agents = getattr(env, "possible_agents", None)
     if not agents:
         raise ShoalError(
             f"{type(env).__name__} has no possible_agents: shoal must know every agent before the first episode"
         )
-    return list(agents)
+    adapters = {a: AgentAdapter(a, env.observation_space(a), env.action_space(a)) for a in agents}
+    for adapter in adapters.values():
+        adapter.masked |= isinstance(form_of(env), Turns) and isinstance(adapter.action, Discrete)
+    return adapters
+
+
+def expect_masks(adapters: dict[str, AgentAdapter], shown: Shown) -> None:
+    """Masks that are in `info` and not in the observation are recognised by what the first reset shows."""
+    for agent, adapter in adapters.items():
+        info = shown.infos.get(agent)
+        adapter.masked |= isinstance(info, dict) and MASK in info
 
 
 def global_state(env: Any) -> NDArray[np.float32]:
