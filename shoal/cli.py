@@ -16,6 +16,8 @@ import tyro
 
 from shoal import config, experiment, presets, registry
 from shoal.config import Run, Settings, replace
+from shoal.envs.check import SPACES, Problem, Promise
+from shoal.envs.common.spaces import Misfit
 from shoal.types import Discrete, ShoalError, nearest
 
 MANY = 16
@@ -342,7 +344,7 @@ class Check:
 
 
 def _check(arguments: list[str]) -> int:
-    from shoal.envs.check import problems
+    from shoal.envs.check import examine
 
     if not arguments or arguments[0].startswith("-"):
         print("shoal check ENV [--steps N] [--seed S] [--env.KEY VALUE]: see docs/environments/own.md")
@@ -356,24 +358,46 @@ def _check(arguments: list[str]) -> int:
         make_dataclass("Options", fields, frozen=True), args=arguments[1:], prog=f"shoal check {arguments[0]}"
     )
     chosen = {} if env_arguments is None else _changed(options.env)
-    env = registry.Environment(arguments[0], **chosen).make(1)
     print(f"{arguments[0]}\n")
+    try:
+        env = registry.Environment(arguments[0], **chosen).make(1)
+    except Misfit as error:
+        _print_table([Promise(SPACES, 1, [Problem(error.what, error.fix)])])
+        return 1
     print(f"  {'group':<16}{'agents':>6}  {'observation':<14}{'actions':<14}masks")
     for name, group in env.spec.groups.items():
         size, kind = group.action.size, "choices" if isinstance(group.action, Discrete) else "numbers"
-        seen = " x ".join(map(str, group.obs_shape))
+        seen = " x ".join(map(str, group.obs_shape)) + " picture" * group.image
         masks = "yes" if group.masked else "no"
         print(f"  {name:<16}{group.num_agents:>6}  {seen:<14}{f'{size} {kind}':<14}{masks}")
-    print(f"  global state: {env.spec.state_size or 'none'}\n")
-    found = problems(getattr(env, "envs", [env])[0], options.check.steps, options.check.seed)
+    print(f"  global state: {env.spec.state_size or 'none'}")
+    print(f"  a step is {'one turn of one agent' if getattr(env, 'turn_based', False) else 'of all agents'}")
+    promises = examine(getattr(env, "envs", [env])[0], options.check.steps, options.check.seed)
     env.close()
-    for problem in found:
-        print(f"  {'warning' if problem.harmless else 'problem'}: {problem.what}")
-        if problem.fix:
-            print(f"      fix: {problem.fix}")
+    _print_table(promises)
+    found = [problem for promise in promises for problem in promise.problems]
     serious = sum(not problem.harmless for problem in found)
     print(f"{options.check.steps} random steps, problems: {serious}, warnings: {len(found) - serious}")
     return 1 if serious else 0
+
+
+def _print_table(promises: list[Promise]) -> None:
+    """What was looked at, how often, and what was found with its remedy."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading, wide in (("checked", 28), ("looked", 6), ("found", 12), ("what, and where first", 34), ("fix", 34)):
+        table.add_column(heading, max_width=wide, overflow="fold")
+    for promise in promises:
+        looked = str(promise.looked) if promise.looked else "-"
+        if not promise.problems:
+            table.add_row(promise.what, looked, "ok" if promise.looked else "-", "", "")
+        for problem in promise.problems:
+            kind = "warning" if problem.harmless else "problem"
+            table.add_row(promise.what, looked, f"{kind} {problem.times}x", problem.what, problem.fix)
+    Console(width=124, highlight=False, markup=False).print(table)
 
 
 def _list(arguments: list[str]) -> int:

@@ -78,6 +78,21 @@ for _algorithm in POLICIES:
     for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
 
+TASKS["ippo", "pettingzoo/classic/connect_four"] = {  # both players share their weights: self-play
+    "num_envs": 32,
+    "total_steps": 300_000,
+    "anneal_steps": 300_000,
+    "batch_steps": 4096,
+    "epochs": 4,
+    "minibatches": 4,
+    "lr": 1e-3,
+    "critic_lr": 1e-3,
+    "lr_end": 0.1,
+    "entropy": 0.02,
+    "net.hidden": (128, 128),
+    "eval_episodes": 20,
+}
+
 
 def task(algorithm: str, env: str) -> dict[str, Any]:
     """Field names of `Settings` and of the algorithm's `Config` (`net.X`: of its `Net`), with values for this task."""

@@ -15,18 +15,18 @@ from shoal.envs.common.serial import Form, Outcome, Shown, Turns, adapters_of, e
 from shoal.envs.common.spaces import AgentAdapter, Misfit
 from shoal.types import Discrete, EnvSpec, Groups, ShoalError, Step, VecEnv, View
 
-INTERFACE = "methods return what they should"
-SPACES = "spaces can be used"
-FITS = "observations have their space's shape, finite"
-BOUNDS = "observations lie within their space"
-MASKS = "masks leave something to do"
-REWARDS = "rewards are finite numbers"
-CREDIT = "last() and rewards agree"
-LEAVING = "agents that are out of the game leave"
-COPIES = "observations stay as they were returned"
+INTERFACE = "what methods return"
+SPACES = "spaces"
+FITS = "observations: shape, finite"
+BOUNDS = "observations: bounds"
+MASKS = "masks"
+REWARDS = "rewards: finite"
+CREDIT = "rewards: as last() says"
+LEAVING = "agents that leave"
+COPIES = "arrays stay as returned"
 SEEDS = "reset(seed) repeats itself"
-TENSORS = "tensors have their shapes and types, finite"
-SUCCESSORS = "successors are no reset observations"
+TENSORS = "tensors: shape, type, finite"
+SUCCESSORS = "successors of last steps"
 PARALLEL = (INTERFACE, SPACES, FITS, BOUNDS, MASKS, REWARDS, LEAVING, COPIES, SEEDS)
 TURN_BASED = (INTERFACE, SPACES, FITS, BOUNDS, MASKS, REWARDS, CREDIT, LEAVING, COPIES, SEEDS)
 BATCHED = (INTERFACE, TENSORS, MASKS, SUCCESSORS)
