@@ -15,7 +15,7 @@ from gymnasium import spaces
 from pettingzoo import AECEnv
 
 import shoal
-from shoal import actions, cli
+from shoal import actions, checkpoint, cli
 from shoal.algorithms.ppo import PPO
 from shoal.algorithms.ppo import Config as PPOConfig
 from shoal.algorithms.value_decomposition import Config as QConfig
@@ -24,6 +24,7 @@ from shoal.collect import LocalCollector
 from shoal.envs import pettingzoo as suite
 from shoal.envs.check import problems
 from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.log import read_evaluations
 from shoal.registry import Environment
 from shoal.teams.scripted import Scripted
 from shoal.teams.team import Against, Seats, seat
@@ -504,6 +505,21 @@ def test_train_and_evaluate_against_one_agent(tmp_path: Path, capsys: Any) -> No
     film = tmp_path / "film.gif"
     assert cli.main(["watch", str(run), "--out", str(film), "--episodes", "1"]) == 0
     assert film.is_file()
+
+
+def test_train_stop_resume_is_train_through(tmp_path: Path) -> None:
+    """Bit for bit, in the middle of games, against an opponent that draws."""
+    small = ["--batch-size", "16", "--warmup", "100", "--net.hidden", "8", "--eval-episodes", "4", "--no-tensorboard"]
+    arguments = ["train", "iql", "pettingzoo/classic/connect_four", *small, "--opponents", "player_1=random"]
+    arguments += ["--num-envs", "2", "--eval-every", "150"]
+    through, parts = tmp_path / "through", tmp_path / "parts"
+    assert cli.main([*arguments, "--total-steps", "300", "--out", str(through)]) == 0
+    assert cli.main([*arguments, "--total-steps", "150", "--out", str(parts)]) == 0
+    assert cli.main(["train", "--resume", str(parts), "--total-steps", "300"]) == 0
+    one, two = (checkpoint.load(path / "checkpoint")["algorithm"] for path in (through, parts))
+    pairs = list(zip(shoal.tree.leaves(one), shoal.tree.leaves(two), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert read_evaluations(through)[-1]["agent_return"] == read_evaluations(parts)[-1]["agent_return"]
 
 
 def test_a_factory_may_return_a_turn_based_game(tmp_path: Path) -> None:

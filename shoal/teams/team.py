@@ -195,6 +195,9 @@ class Against:
     def reset(self, seed: int | None = None) -> View:
         self.start = self.team.initial_memory(self.num_envs)
         self.memory = {g: m.clone() for g, m in self.start.items()}
+        if seed is not None:
+            for script in self.scripts:
+                script.generator.manual_seed(seed)
         return self._remember(self.env.reset(seed))
 
     def step(self, actions: Groups) -> Step:
