@@ -408,6 +408,7 @@ def test_check_env_accepts_games_in_turns() -> None:
     shoal.check_env(told(""), steps=60)
     shoal.check_env(ParallelEnvs(Later, 2), steps=60)
     assert not problems(Later())
+    shoal.check_env(shoal.make(str(Path(__file__).parents[1] / "examples/own_game.py") + ":make").envs[0])
 
 
 def test_opponents_play_single_agents_of_a_group(later: ParallelEnvs) -> None:
