@@ -19,6 +19,7 @@ from shoal.envs.check import Problem, problems
 from shoal.envs.pettingzoo import ParallelEnvs
 from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
+from shoal.teams.curriculum import Course
 from shoal.teams.scripted import SCRIPTS, Scripted
 from shoal.teams.team import Against, Team, by_agent, seat, without
 from shoal.train import Progress, train
@@ -102,6 +103,19 @@ def against(env: VecEnv, run: Run) -> VecEnv:
     return Against(env, {who: policy_of(source, env.spec) for who, source in sources.items()})
 
 
+def course_of(run: Run) -> Course | None:
+    """The run's curriculum, if it has one."""
+    settings = run.settings
+    if settings.curriculum.kind == "none":
+        return None
+
+    def make(arguments: dict[str, Any]) -> VecEnv:
+        task = registry.Environment(run.env, **{**run.env_args, **arguments})
+        return against(task.make(settings.num_envs), run)
+
+    return Course(settings.curriculum, settings.seed, make)
+
+
 def evaluation_env(environment: registry.Environment, episodes: int) -> VecEnv:
     """Environments to play `episodes` in: all at once where that costs nothing, else a few."""
     return environment.make(episodes if environment.native else min(episodes, 8))
@@ -117,6 +131,7 @@ class Trial:
     log: Log
     display: Display
     evaluation_env: VecEnv
+    course: Course | None
     best: float = -np.inf
 
     @property
@@ -125,6 +140,8 @@ class Trial:
 
     def write_metrics(self, progress: Progress) -> None:
         metrics = progress.drain()
+        if self.course:
+            metrics["task"] = float(self.course.task)
         self.log.write(progress.env_steps, progress.seconds, metrics)
         self.display.log(progress.env_steps, metrics)
 
@@ -145,7 +162,9 @@ class Trial:
             checkpoint.save(self.checkpoints, tree, steps, "best")
 
     def save(self, progress: Progress) -> None:
-        checkpoint.save(self.checkpoints, {**progress.state_dict(), "best": self.best}, progress.env_steps)
+        course = self.course.curriculum.state_dict() if self.course else None
+        tree = {**progress.state_dict(), "best": self.best, "curriculum": course}
+        checkpoint.save(self.checkpoints, tree, progress.env_steps)
 
 
 def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
@@ -165,7 +184,10 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     warnings = _checked(environment)
     full = environment.make(run.settings.num_envs)
     env, algorithm = against(full, run), build(run, full.spec)
+    course = course_of(run)
     state = checkpoint.load(directory / CHECKPOINTS) if resume else None
+    if course and state:
+        course.curriculum.load_state_dict(state["curriculum"])
     done = state["env_steps"] if state else 0
     if done >= run.settings.total_steps:
         raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
@@ -183,16 +205,21 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         ),
         display=Display(f"{run.algorithm} on {run.env}, seed {run.settings.seed}", run.settings.total_steps),
         evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes), run),
+        course=course,
         best=state["best"] if state else -np.inf,
     )
     trial.display.evaluations = [(e["env_steps"], e["agent_return"]["mean"]) for e in read_evaluations(directory)]
+    if course:
+        trial.display.note = str(course)
     for warning in warnings:
         trial.display.message(f"warning: {warning}")
     try:
-        return _loop(trial, env, state)
+        return _loop(trial, course.env if course else env, state)
     finally:
         trial.log.close()
         env.close()
+        if course:
+            course.close()
         trial.evaluation_env.close()
         if read_evaluations(directory):
             plot.curves(directory, f"{run.algorithm} on {run.env}, seed {run.settings.seed}")
@@ -226,6 +253,9 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
                         f"memory for experience: {progress.experience.num_bytes / 2**20:,.0f} MiB at most"
                     )
                 done = progress.env_steps
+                if trial.course and trial.course.follow(progress):
+                    trial.display.note = str(trial.course)
+                    trial.display.message(f"{done:>11,} steps  {trial.course}")
                 trial.display.update(done)
                 if progress.every(log_every):
                     trial.write_metrics(progress)

@@ -287,6 +287,15 @@ def test_action_masks_in_info() -> None:
     assert step.view.legal["player"][0, 0].tolist() == [False, False, True, False]
     shoal.check_env(Informed())
 
+    class Late(Informed):
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            return super().reset()[0], {}
+
+    late = ParallelEnvs(Late, 1)
+    late.reset(0)
+    with pytest.raises(ShoalError, match=r"step 1: info of player_0 has an action_mask; that of reset\(\)"):
+        late.step({"player": torch.zeros(1, 1, dtype=torch.int64)})
+
 
 def adapter(observation: Any = None, action: Any = None) -> AgentAdapter:
     return AgentAdapter("a_0", observation or spaces.Box(0, 1, (2,)), action or spaces.Discrete(2))

@@ -248,12 +248,15 @@ class SerialEnvs:
             adapter, (name, j) = self.adapters[agent], self.place[agent]
             if value is not None:
                 into.obs[name][index, j] = adapter.read(value)
+            info = shown.infos.get(agent)
             if adapter.masked and agent in shown.turn:
-                mask = adapter.read_mask(value, shown.infos.get(agent))
+                mask = adapter.read_mask(value, info)
                 if mask is None or mask.any():
                     into.legal[name][index, j] = True if mask is None else mask
                 elif strict:
                     raise ShoalError(f"the action mask of {agent} allows nothing")
+            elif info and MASK in info and isinstance(adapter.action, Discrete) and not adapter.masked:
+                raise ShoalError(f"info of {agent} has an {MASK}; that of reset() must have one too, which it had not")
         if self.spec.state_size:
             state = global_state(self.envs[index])
             if not state.size:  # multiwalker's fails once somebody has fallen: what it last showed stays
@@ -395,7 +398,7 @@ def expect_masks(adapters: dict[str, AgentAdapter], shown: Shown) -> None:
     """Masks that are in `info` and not in the observation are recognised by what the first reset shows."""
     for agent, adapter in adapters.items():
         info = shown.infos.get(agent)
-        adapter.masked |= isinstance(info, dict) and MASK in info
+        adapter.masked |= isinstance(info, dict) and MASK in info and isinstance(adapter.action, Discrete)
 
 
 def global_state(env: Any) -> NDArray[np.float32]:

@@ -46,8 +46,6 @@ class AgentAdapter:
     def __init__(self, agent: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> None:
         self.agent = agent
         self.shows_mask = isinstance(observation, spaces.Dict) and MASK in observation.spaces
-        self.masked = self.shows_mask
-        """Whether not all actions are legal at all times. Who finds masks elsewhere (in `info`) sets it."""
         self.beside = [k for k in observation.spaces if k != MASK] if isinstance(observation, spaces.Dict) else []
         self.space = self._without_mask(observation)
         self.flatten = isinstance(self.space, FLATTENED)
@@ -56,6 +54,8 @@ class AgentAdapter:
         self.obs_shape = self._layout(np.zeros(self.shape, np.uint8)).shape if self.image else self.shape
         self.action_space, self.sizes = action, _sizes(action)
         self.action: Action = self._action(action)
+        self.masked = self.shows_mask and isinstance(self.action, Discrete)
+        """Whether not all actions are legal at all times. Who finds masks elsewhere (in `info`) sets it."""
 
     def _without_mask(self, observation: Any) -> Any:
         if not self.shows_mask:
