@@ -292,9 +292,9 @@ class Crossplay:
     directories: tyro.conf.Positional[tuple[Path, ...]]
     """Of runs in one environment; runs of one algorithm count as its seeds."""
     rows: str = ""
-    """Group of the table's rows; empty: the first."""
+    """Group, or agent, of the table's rows; empty: the first."""
     columns: str = ""
-    """Group of the table's columns; empty: the other."""
+    """Group, or agent, of the table's columns; empty: the other."""
     episodes: int = 100
     """Greedy episodes a pair."""
     seed: int = 1_000_000
@@ -316,10 +316,12 @@ def _crossplay(arguments: list[str]) -> int:
         if (run.env, run.env_args) != (runs[0].env, runs[0].env_args):
             raise ShoalError(f"the runs play different environments: {runs[0].env} and {run.env}, or its arguments")
     env = experiment.evaluation_env(experiment.environment_of(runs[0]), options.episodes)
-    rows = options.rows or next(iter(env.spec.groups))
-    columns = options.columns or next((g for g in env.spec.groups if g != rows), "")
-    if {rows, columns} != set(env.spec.groups):
-        raise ShoalError(f"two sides are needed, and {runs[0].env} has the groups {', '.join(env.spec.groups)}")
+    groups = list(env.spec.groups)
+    sides = groups if len(groups) > 1 else list(env.spec.groups[groups[0]].agents)
+    rows = options.rows or sides[0]
+    columns = options.columns or next((side for side in sides if side != rows), "")
+    if {rows, columns} != set(sides):
+        raise ShoalError(f"two sides are needed, and those of {runs[0].env} are {', '.join(sides)}")
     players: dict[str, list[Any]] = {}
     for run, directory in zip(runs, options.directories, strict=True):
         players.setdefault(run.algorithm, []).append(experiment.team(directory, env.spec, options.checkpoint))

@@ -67,17 +67,21 @@ class Evaluation:
         mean: Array = self.returns[group].mean(1)
         return mean
 
+    def return_of(self, agent: str) -> Array:
+        """Of one agent, `[episode]`."""
+        group = next(group for group, names in self.agents.items() if agent in names)
+        return self.returns[group][:, self.agents[group].index(agent)]
+
     def agent_returns(self) -> dict[str, dict[str, Any]]:
         """Of every agent as `describe` does, and the shares of episodes that returned more, exactly and less than 0.
 
         In a game that is won or lost these are the games won, drawn and lost.
         """
         found = {}
-        for group, names in self.agents.items():
-            for name, values in zip(names, self.returns[group].T, strict=True):
-                shares = (values > 0, values == 0, values < 0)
-                signs = zip(("positive", "zero", "negative"), shares, strict=True)
-                found[name] = describe(values) | {sign: float(share.mean()) for sign, share in signs}
+        for name in (name for names in self.agents.values() for name in names):
+            values = self.return_of(name)
+            signs = {"positive": values > 0, "zero": values == 0, "negative": values < 0}
+            found[name] = describe(values) | {sign: float(where.mean()) for sign, where in signs.items()}
         return found
 
     def _everyone(self) -> Array:

@@ -498,6 +498,8 @@ def test_train_and_evaluate_against_one_agent(tmp_path: Path, capsys: Any) -> No
     options = ["--opponents", f"player_1={run}", "--total-steps", "128", "--out", str(half)]
     assert cli.main(["train", "ippo", f"{file}:Later", *small, *options]) == 0
     assert cli.main(["eval", str(half), "--episodes", "4"]) == 0
+    assert cli.main(["crossplay", str(run), str(run), "--episodes", "4"]) == 0
+    assert "rows: player_0, columns: player_1" in capsys.readouterr().out
     capsys.readouterr()
     assert cli.main(["train", "ippo", f"{file}:Later", "--opponents", f"player_1={half}"]) == 2
     assert "is to play player_1 knows only player_0" in capsys.readouterr().err
