@@ -291,10 +291,15 @@ def test_action_masks_in_info() -> None:
         def reset(self, seed: int | None = None, options: Any = None) -> Any:
             return super().reset()[0], {}
 
+        def step(self, actions: dict[str, int]) -> Any:
+            return super().step({"player_0": self.time % 4})
+
     late = ParallelEnvs(Late, 1)
     late.reset(0)
-    with pytest.raises(ShoalError, match=r"step 1: info of player_0 has an action_mask; that of reset\(\)"):
+    with pytest.raises(ShoalError, match="step 1: info of player_0 has an action_mask"):
         late.step({"player": torch.zeros(1, 1, dtype=torch.int64)})
+    with pytest.raises(ShoalError, match=r"that of reset\(\) had none"):
+        shoal.check_env(Late(), steps=1)
 
 
 def adapter(observation: Any = None, action: Any = None) -> AgentAdapter:

@@ -11,8 +11,8 @@ import torch
 from gymnasium import spaces
 
 from shoal import actions, tree
-from shoal.envs.common.serial import Form, Outcome, Shown, Turns, adapters_of, expect_masks, form_of
-from shoal.envs.common.spaces import AgentAdapter, Misfit
+from shoal.envs.common.serial import LATE_MASK, Form, Outcome, Shown, Turns, adapters_of, expect_masks, form_of
+from shoal.envs.common.spaces import MASK, AgentAdapter, Misfit
 from shoal.types import Discrete, EnvSpec, Groups, ShoalError, Step, VecEnv, View
 
 INTERFACE = "what methods return"
@@ -189,8 +189,8 @@ class _Inspection:
         owed[agent] = 0.0
         try:
             outcome = form.step(given)
-        except ShoalError as error:
-            raise ShoalError(f"{place}: {error}") from error
+        except Misfit as error:
+            raise Misfit(f"{place}: {error.what}", error.fix) from error
         for name in here:
             if name not in outcome.rewards:
                 raise Misfit(f"{place}: no reward of {name}, who has not left", "Every agent needs an entry in rewards")
@@ -278,11 +278,16 @@ class _Inspection:
                         harmless=True,
                     )
         for agent in shown.turn:
-            adapter = self.adapters[agent]
-            if not adapter.masked or agent not in shown.observations:
+            adapter, info = self.adapters[agent], shown.infos.get(agent)
+            if agent not in shown.observations or not isinstance(adapter.action, Discrete):
+                continue
+            if not adapter.masked:
+                if info and MASK in info:
+                    notes.look(MASKS)
+                    notes.broken(f"{place}: info of {agent} has an {MASK}, and that of reset() had none", LATE_MASK)
                 continue
             notes.look(MASKS)
-            mask = adapter.read_mask(shown.observations[agent], shown.infos.get(agent))
+            mask = adapter.read_mask(shown.observations[agent], info)
             if mask is not None and not mask.any():
                 notes.broken(
                     f"{place}: the action mask of {agent} allows nothing", "Leave at least one action to who acts next"

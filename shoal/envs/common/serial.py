@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shoal.envs.common.spaces import MASK, AgentAdapter, group_agents
+from shoal.envs.common.spaces import MASK, AgentAdapter, Misfit, group_agents
 from shoal.types import Discrete, EnvSpec, Groups, ShoalError, Step, Tree, View
 
 MAX_STATE = 65_536
 """Numbers in a global state; what has more is a picture for people, and left out."""
+
+LATE_MASK = "Give one in every info, that of reset() too: it says that actions are masked"
 
 Factory = Callable[[], Any]
 Row = dict[str, NDArray[Any]]
@@ -141,7 +143,10 @@ class Turns:
             agent = env.agent_selection
             env.step(None)
             if agent in env.agents:
-                raise ShoalError(f"{agent} is out of the game, and step(None) does not remove it from `agents`")
+                raise Misfit(
+                    f"{agent} is out of the game, and step(None) does not remove it from `agents`",
+                    "Begin step() with _was_dead_step(action) where the agent is terminated or truncated",
+                )
 
     def _look(self) -> Shown:
         self.agents, self.selected = list(self.env.agents), self.env.agent_selection
@@ -156,7 +161,10 @@ class Turns:
                 raise
             return None
         if value is None and needed:
-            raise ShoalError(f"observe({agent!r}) shows nothing, and it is its turn, or it was truncated")
+            raise Misfit(
+                f"observe({agent!r}) shows nothing, and it is its turn, or it was truncated",
+                "Show something to whoever acts, and what was last to be seen to whoever is cut off",
+            )
         return value
 
 
@@ -256,7 +264,7 @@ class SerialEnvs:
                 elif strict:
                     raise ShoalError(f"the action mask of {agent} allows nothing")
             elif info and MASK in info and isinstance(adapter.action, Discrete) and not adapter.masked:
-                raise ShoalError(f"info of {agent} has an {MASK}; that of reset() must have one too, which it had not")
+                raise Misfit(f"info of {agent} has an {MASK}, and that of reset() had none", LATE_MASK)
         if self.spec.state_size:
             state = global_state(self.envs[index])
             if not state.size:  # multiwalker's fails once somebody has fallen: what it last showed stays
