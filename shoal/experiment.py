@@ -21,7 +21,7 @@ from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
 from shoal.teams.curriculum import Course
 from shoal.teams.scripted import SCRIPTS, Scripted
-from shoal.teams.team import Against, Team
+from shoal.teams.team import Against, Team, by_agent, seat, without
 from shoal.train import Progress, train
 from shoal.types import Algorithm, EnvSpec, Policy, ShoalError, Tree, VecEnv, nearest
 
@@ -43,10 +43,9 @@ def open_run(directory: Path) -> Run:
 
 
 def build(run: Run, spec: EnvSpec) -> Algorithm:
-    """The run's algorithm for the groups it learns of an environment with `spec`, untrained."""
+    """The run's algorithm for the agents it learns of an environment with `spec`, untrained."""
     preset = registry.algorithm(run.algorithm)
-    groups = {name: group for name, group in spec.groups.items() if name not in opponents(run.settings.opponents)}
-    spec = EnvSpec(groups, spec.state_size)
+    spec = without(spec, by_agent(spec, opponents(run.settings.opponents)).keys())
     return preset.build(spec, run.config, seed=run.settings.seed, device=run.settings.device)
 
 
@@ -62,13 +61,13 @@ def load_policy(directory: Path, which: str, spec: EnvSpec) -> Algorithm:
 
 
 def opponents(sources: tuple[str, ...]) -> dict[str, str]:
-    """`GROUP=POLICY` settings by group."""
+    """`WHO=POLICY` settings, by the names of groups or agents."""
     found = {}
     for source in sources:
-        group, equals, policy = source.partition("=")
-        if not (group and equals and policy):
-            raise ShoalError(f"an opponent is written GROUP=POLICY, not {source!r}")
-        found[group] = policy
+        who, equals, policy = source.partition("=")
+        if not (who and equals and policy):
+            raise ShoalError(f"an opponent is written WHO=POLICY (WHO: a group or an agent), not {source!r}")
+        found[who] = policy
     return found
 
 
@@ -84,11 +83,11 @@ def policy_of(source: str, spec: EnvSpec, which: str = "best") -> Policy:
 def team(directory: Path, spec: EnvSpec, which: str, others: tuple[str, ...] = ()) -> Team:
     """Everybody who plays in a run's environment: its own policy, its opponents, or `others` instead of either."""
     run = open_run(directory)
-    sources = {**opponents(run.settings.opponents), **opponents(others)}
-    for group in sources.keys() - spec.groups.keys():
-        raise ShoalError(f"{run.env} has no group {group!r}; {nearest(group, spec.groups)}")
+    sources = by_agent(spec, opponents(run.settings.opponents)) | by_agent(spec, opponents(others))
+    known: dict[str, Policy] = {source: policy_of(source, spec, which) for source in dict.fromkeys(sources.values())}
+    agents = [agent for group in spec.groups.values() for agent in group.agents]
     own = load_policy(directory, which, spec)
-    return Team({g: policy_of(sources[g], spec, which) if g in sources else own for g in spec.groups})
+    return seat(spec, {agent: known[sources[agent]] if agent in sources else own for agent in agents})
 
 
 def environment_of(run: Run) -> registry.Environment:
@@ -97,11 +96,11 @@ def environment_of(run: Run) -> registry.Environment:
 
 
 def against(env: VecEnv, run: Run) -> VecEnv:
-    """`env`, its groups that do not learn played by the run's opponents."""
+    """`env`, its agents that do not learn played by the run's opponents."""
     sources = opponents(run.settings.opponents)
     if not sources:
         return env
-    return Against(env, {group: policy_of(source, env.spec) for group, source in sources.items()})
+    return Against(env, {who: policy_of(source, env.spec) for who, source in sources.items()})
 
 
 def course_of(run: Run) -> Course | None:
@@ -157,7 +156,7 @@ class Trial:
         metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean())}
         self.log.write(steps, progress.seconds, metrics)
         self.display.evaluation(steps, mean, str(result), progress.seconds)
-        if mean > self.best:
+        if mean >= self.best:  # a game that is won by what the other loses is always worth 0: the newest is the best
             self.best = mean
             tree = {"algorithm": progress.algorithm.state_dict(), "env_steps": steps}
             checkpoint.save(self.checkpoints, tree, steps, "best")

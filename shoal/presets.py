@@ -96,6 +96,20 @@ for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING
     for _algorithm in ("vdn", "qmix"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING_VALUES
+TASKS["ippo", "pettingzoo/classic/connect_four"] = {  # both players share their weights: self-play
+    "num_envs": 32,
+    "total_steps": 300_000,
+    "anneal_steps": 300_000,
+    "batch_steps": 4096,
+    "epochs": 4,
+    "minibatches": 4,
+    "lr": 1e-3,
+    "critic_lr": 1e-3,
+    "lr_end": 0.1,
+    "entropy": 0.02,
+    "net.hidden": (128, 128),
+    "eval_episodes": 20,
+}
 
 
 def task(algorithm: str, env: str) -> dict[str, Any]:
