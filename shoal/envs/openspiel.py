@@ -23,17 +23,20 @@ from shoal.envs.common.extras import require
 from shoal.types import Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View, nearest
 
 OPEN = True
-GAMES = """
-amazons antichess backgammon banqi bargaining battleship blotto breakthrough bridge capture_the_flag checkers chess
-chinese_checkers clobber colored_trails connect_four coop_box_pushing crazy_eights crazyhouse cursor_go dark_chess
-dark_hex dots_and_boxes dou_dizhu einstein_wurfelt_nicht euchre first_sealed_auction gin_rummy go go_fish gomoku
-goofspiel hanabi havannah hearts hex hive kriegspiel kuhn_poker laser_tag latent_ttt leduc_poker lewis_signaling
-liars_dice lines_of_action maedn mancala markov_soccer matching_pennies_3p matrix_bos matrix_brps matrix_cd
-matrix_coordination matrix_mp matrix_pd matrix_rps matrix_rpsw matrix_sh matrix_shapleys_game mnk nim nine_mens_morris
-oh_hell oshi_zumo othello oware pentago phantom_go phantom_ttt pig quoridor rbc repeated_leduc_poker sheriff shogi skat
-snake spades tic_tac_toe tiny_bridge_2p tiny_bridge_4p tiny_hanabi trade_comm twixt ultimate_tic_tac_toe universal_poker
-xiangqi y yacht
-""".split()
+GAMES = [
+    "amazons", "antichess", "backgammon", "banqi", "bargaining", "battleship", "blotto", "breakthrough", "bridge",
+    "capture_the_flag", "checkers", "chess", "chinese_checkers", "clobber", "colored_trails", "connect_four",
+    "coop_box_pushing", "crazy_eights", "crazyhouse", "cursor_go", "dark_chess", "dark_hex", "dots_and_boxes",
+    "dou_dizhu", "einstein_wurfelt_nicht", "euchre", "first_sealed_auction", "gin_rummy", "go", "go_fish", "gomoku",
+    "goofspiel", "hanabi", "havannah", "hearts", "hex", "hive", "kriegspiel", "kuhn_poker", "laser_tag", "latent_ttt",
+    "leduc_poker", "lewis_signaling", "liars_dice", "lines_of_action", "maedn", "mancala", "markov_soccer",
+    "matching_pennies_3p", "matrix_bos", "matrix_brps", "matrix_cd", "matrix_coordination", "matrix_mp", "matrix_pd",
+    "matrix_rps", "matrix_rpsw", "matrix_sh", "matrix_shapleys_game", "mnk", "nim", "nine_mens_morris", "oh_hell",
+    "oshi_zumo", "othello", "oware", "pentago", "phantom_go", "phantom_ttt", "pig", "quoridor", "rbc",
+    "repeated_leduc_poker", "sheriff", "shogi", "skat", "snake", "spades", "tic_tac_toe", "tiny_bridge_2p",
+    "tiny_bridge_4p", "tiny_hanabi", "trade_comm", "twixt", "ultimate_tic_tac_toe", "universal_poker", "xiangqi", "y",
+    "yacht",
+]  # fmt: skip
 
 
 class OpenSpielEnvs:
@@ -104,7 +107,8 @@ class OpenSpielEnvs:
         while state.is_chance_node():
             outcomes, probabilities = zip(*state.chance_outcomes(), strict=True)
             below = np.cumsum(probabilities)
-            state.apply_action(outcomes[min(np.searchsorted(below, random.random(), "right"), len(outcomes) - 1)])
+            drawn = int(np.searchsorted(below, random.random(), "right"))
+            state.apply_action(outcomes[min(drawn, len(outcomes) - 1)])
 
     def _start(self, index: int) -> None:
         self.states[index] = self.game.new_initial_state()
