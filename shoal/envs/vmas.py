@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,7 +59,8 @@ class VmasEnvs:
         if num_envs < 1 or max_steps < 1:
             raise ShoalError(f"num_envs and max_steps must be at least 1, not {num_envs} and {max_steps}")
         self.num_envs, self.name, self.random, self._shared = num_envs, name, list(shared), shared
-        with self._own_randomness():
+        with self._own_randomness(), warnings.catch_warnings():
+            warnings.filterwarnings("error", "Scenario kwargs")  # arguments that the scenario does not take
             try:
                 self.env: Any = vmas.make_env(
                     name,
@@ -69,12 +71,10 @@ class VmasEnvs:
                     terminated_truncated=True,
                     **arguments,
                 )
-                shown = self._observe()
-            except AssertionError as error:
+            except (AssertionError, TypeError, UserWarning) as error:
                 known = "" if name in SCENARIOS else f"; {nearest(name, SCENARIOS)}"
                 raise ShoalError(f"vmas does not make {name} with {arguments}: {error}{known}") from error
-            except TypeError as error:
-                raise ShoalError(f"vmas does not make {name} with {arguments}: {error}") from error
+            shown = self._observe()
         self.names = [agent.name for agent in self.env.agents]
         adapters = [
             AgentAdapter(
