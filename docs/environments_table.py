@@ -10,25 +10,29 @@ of PPO.
 
 from __future__ import annotations
 
-import contextlib
-import json
+import multiprocessing
 import os
-import subprocess
+import resource
+import signal
 import sys
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shoal import registry
+import torch
+
+import shoal
+from shoal import actions, registry
 from shoal.threads import cores
+from shoal.types import Discrete
 
 PAGE = Path(__file__).parent / "environments" / "all.md"
 BEGIN, END = "<!-- environments -->", "<!-- end -->"
 HEAD = ("environment", "groups and agents", "observation", "actions", "masks", "state", "result")
 LIMIT = 120
-"""Seconds for one environment."""
+"""Seconds of processor time for one environment."""
 STEPS = 200
 MODULES = [
     f"pettingzoo/mpe2.{name}"
@@ -47,17 +51,11 @@ def everything() -> list[str]:
     return [name for name in [*names, *MODULES] if not name.startswith(SKIPPED)]
 
 
-def attempt(name: str) -> dict[str, Any]:
-    """Play `name` and learn from it once; what it is like, and how far it came."""
-    import torch
-
-    import shoal
-    from shoal import actions
-    from shoal.types import Discrete
-
+def attempt(name: str, row: dict[str, Any]) -> None:
+    """Play `name` and learn from it once; `row` says what it is like, and what was being done."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    row: dict[str, Any] = {"stage": "made"}
+    row["stage"] = "making it"
     env = shoal.make(name, **ARGUMENTS.get(name, {}))
     groups = env.spec.groups
     row |= {
@@ -85,38 +83,51 @@ def attempt(name: str) -> dict[str, Any]:
     for progress in shoal.train(algorithm, env, 20):
         progress.check()
     env.close()
-    return {**row, "stage": "works"}
 
 
-def child(name: str) -> None:
-    """Print one JSON object, whatever else the environment prints."""
-    started = time.perf_counter()
-    with open(os.dup(1), "w") as out:
-        os.dup2(2, 1)
-        row: dict[str, Any] = {"stage": "made"}
-        try:
-            row = attempt(name)
-        except BaseException as error:
-            row["error"] = f"{type(error).__name__}: {error}"
-        print(json.dumps({**row, "seconds": round(time.perf_counter() - started, 1)}), file=out)
+def child(name: str, pipe: Any) -> None:
+    """Send what became of `name`."""
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # environments print what they like
+    os.dup2(1, 2)
+    row: dict[str, Any] = {}
+    try:
+        attempt(name, row)
+    except BaseException as error:
+        row["error"] = f"{type(error).__name__}: {error}"
+    row["seconds"] = round(time.process_time(), 1)
+    pipe.send(row)
 
 
-def tried(name: str) -> dict[str, Any]:
-    """The result of `child` in a process of its own."""
-    command = [sys.executable, __file__, "--child", name]
-    with contextlib.suppress(json.JSONDecodeError, IndexError):
-        try:
-            finished = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
-        except subprocess.TimeoutExpired:
-            return {"stage": "", "error": f"not finished within {LIMIT} s"}
-        return json.loads(finished.stdout.splitlines()[-1])  # type: ignore[no-any-return]
-    return {"stage": "", "error": f"the process died with status {finished.returncode}"}
+def tried(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The results of `child`, each in a process of its own, as many at a time as there are cores."""
+    context = multiprocessing.get_context("fork")
+    for first in range(0, len(names), cores()):
+        running = []
+        for name in names[first : first + cores()]:
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=child, args=(name, theirs))
+            process.start()
+            theirs.close()
+            running.append((name, process, ours))
+        for name, process, pipe in running:
+            if not pipe.poll(10 * LIMIT):
+                process.kill()
+            try:
+                row = pipe.recv()
+            except EOFError:
+                process.join()
+                too_long = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+                what = f"took more than {LIMIT} s" if too_long else f"the process died with status {process.exitcode}"
+                row = {"error": what}
+            process.join()
+            yield name, row
 
 
 def line(name: str, row: dict[str, Any]) -> str:
     """A row of the table."""
     if "error" in row:
-        what = " ".join(row["error"].split()).replace("|", "\\|").replace("<", "&lt;")
+        what = " ".join(f"{row.get('stage', '')}: {row['error']}".split()).replace("|", "\\|").replace("<", "&lt;")
         result = what if len(what) < 160 else what[:157] + "..."
     else:
         result = "works"
@@ -149,20 +160,16 @@ def missing() -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[:1] == ["--child"]:
-        child(arguments[1])
-        return 0
     if arguments == ["--check"]:
         if gone := missing():
             print(f"no row in {PAGE.name}: {', '.join(gone)}; run python docs/environments_table.py")
         return 1 if gone else 0
     names = [name for name in everything() if not arguments or name.split("/")[0] in arguments or name in arguments]
     table = rows()
-    with ThreadPoolExecutor(cores()) as pool:
-        for name, row in zip(names, pool.map(tried, names), strict=True):
-            table[name] = line(name, row)
-            print(f"{name:<48}{row.get('seconds', ''):>7}  {row.get('error', 'works')[:120]}", flush=True)
-    write(table)
+    for name, row in tried(names):
+        table[name] = line(name, row)
+        print(f"{name:<48}{row.get('seconds', ''):>7}  {row.get('error', 'works')[:120]}", flush=True)
+        write(table)
     return 0
 
 
