@@ -20,6 +20,7 @@ from shoal.envs.pettingzoo import ParallelEnvs
 from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
 from shoal.teams.curriculum import Course
+from shoal.teams.exploitability import diagnose
 from shoal.teams.scripted import SCRIPTS, Scripted
 from shoal.teams.team import Against, Team, by_agent, seat, without
 from shoal.train import Progress, train
@@ -146,18 +147,24 @@ class Trial:
         self.display.log(progress.env_steps, metrics)
 
     def evaluate(self, progress: Progress) -> None:
-        """Greedy episodes, and the best checkpoint if they are better than any before."""
+        """Greedy episodes, and the best checkpoint if none before was better.
+
+        Where NashConv can be computed the lowest is the best: in self-play, what one player wins another loses.
+        """
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
         seed = int(np.random.SeedSequence([settings.seed, 1]).generate_state(1)[0]) % 2**31
         result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, seed)
         steps, mean = progress.env_steps, float(result.agent_return.mean())
-        self.log.write_evaluation(steps, progress.seconds, result.summary())
-        metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean())}
+        found = diagnose(self.algorithm, self.evaluation_env)
+        self.log.write_evaluation(steps, progress.seconds, {**result.summary(), **found})
+        metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean()), **found}
         self.log.write(steps, progress.seconds, metrics)
-        self.display.evaluation(steps, mean, str(result), progress.seconds)
-        if mean >= self.best:  # a game that is won by what the other loses is always worth 0: the newest is the best
-            self.best = mean
+        text = ", ".join([str(result), *[f"{name} {value:.4f}" for name, value in found.items()]])
+        self.display.evaluation(steps, mean, text, progress.seconds)
+        score = -found["nash_conv"] if found else mean
+        if score >= self.best:  # a game that is won by what the other loses is always worth 0: the newest is the best
+            self.best = score
             tree = {"algorithm": progress.algorithm.state_dict(), "env_steps": steps}
             checkpoint.save(self.checkpoints, tree, steps, "best")
 
