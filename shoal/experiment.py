@@ -16,7 +16,7 @@ import numpy as np
 from shoal import checkpoint, config, plot, registry
 from shoal.config import Run, Settings
 from shoal.envs.check import Problem, problems
-from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.envs.common.serial import SerialEnvs
 from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
 from shoal.teams.curriculum import Course
@@ -237,7 +237,7 @@ def _checked(environment: registry.Environment) -> list[Problem]:
     if environment.native:
         return []
     env = environment.make(1)
-    found = problems(env.envs[0] if isinstance(env, ParallelEnvs) else env, steps=100)
+    found = problems(env.envs[0] if isinstance(env, SerialEnvs) else env, steps=100)
     env.close()
     serious = [problem for problem in found if not problem.harmless]
     if serious:

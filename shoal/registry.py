@@ -145,7 +145,7 @@ class Environment:
 
     def make(self, num_envs: int = 1, *, render: bool = False) -> VecEnv:
         """A batch of environments; with `render`, ones asked to draw where they must be asked beforehand."""
-        from shoal.envs.pettingzoo import ParallelEnvs
+        from shoal.envs.common.serial import SerialEnvs
 
         if self.factory is None:
             extra = {"render_mode": "rgb_array"} if render and not self.native else {}
@@ -159,7 +159,7 @@ class Environment:
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         extra = {"render_mode": "rgb_array"} if render and ("render_mode" in parameters or open_ended) else {}
         factory = self.factory
-        return ParallelEnvs(lambda: self._parallel(factory(**self.arguments, **extra)), num_envs, self.name)
+        return SerialEnvs(lambda: self._parallel(factory(**self.arguments, **extra)), num_envs, self.name)
 
     def _parallel(self, env: Any) -> Any:
         if not hasattr(env, "possible_agents"):
