@@ -164,12 +164,17 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         raise ShoalError(f"{directory} holds a run already: {what}, or choose another --out")
     environment = environment_of(run)
     warnings = _checked(environment)
-    full = environment.make(run.settings.num_envs)
-    env, algorithm = against(full, run), build(run, full.spec)
     state = checkpoint.load(directory / CHECKPOINTS) if resume else None
     done = state["env_steps"] if state else 0
     if done >= run.settings.total_steps:
         raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
+    full = environment.make(
+        run.settings.num_envs,
+        processes=run.settings.processes,
+        on_worker_failure=run.settings.on_worker_failure,
+        worker_timeout=run.settings.worker_timeout,
+    )
+    env, algorithm = against(full, run), build(run, full.spec)
     run.save(directory)
     trial = Trial(
         run=run,
@@ -241,6 +246,8 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
                     break
             if not progress.updates:
                 trial.display.message("nothing was learned: no update was made (are --total-steps below --warmup?)")
+            if lost := progress.collector.lost_episodes:
+                trial.display.message(f"{lost:,} episodes were lost with their worker processes, and not learned from")
         finally:
             trial.display.close(done)
     return done >= settings.total_steps

@@ -90,6 +90,8 @@ class Progress:
             means["time_learn"] = self.learning_seconds / self.seconds
             means["steps_per_second"] = self.env_steps / self.seconds
         means["updates"] = float(self.updates)
+        if self.collector.lost_episodes:  # since training began
+            means["lost_episodes"] = float(self.collector.lost_episodes)
         return means
 
     def _episodes(self) -> Metrics:
@@ -121,7 +123,7 @@ class Progress:
         self.experience.load_state_dict(state["experience"])
         self.collector.load_state_dict(state["collector"])
         if not isinstance(self.env, Stateful):  # it starts new episodes: what was kept does not go on
-            self.experience.cut()
+            self.experience.cut(torch.ones(self.env.num_envs, dtype=torch.bool))
         self.env_steps = self.previous_steps = state["env_steps"]
         self.seconds, self.updates = state["seconds"], state["updates"]
         self.collector.env_seconds, self.collector.acting_seconds, self.learning_seconds = state["clocks"]
@@ -165,6 +167,8 @@ def train(
         start = time.perf_counter()
         rollout = progress.collector.collect()
         played = time.perf_counter()
+        if progress.collector.cut.any():
+            progress.experience.cut(progress.collector.cut)
         for batch in progress.experience.add(rollout):
             progress.record(algorithm.update(batch))
         end = time.perf_counter()

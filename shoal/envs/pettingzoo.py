@@ -193,11 +193,15 @@ class ParallelEnvs:
                 )
             into.state[index] = torch.from_numpy(state)
 
+    def episode_seed(self, index: int) -> int:
+        """What the current episode of an environment was reset with."""
+        numbers = [self.seed, self.first + index, self.episode[index]]
+        return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
+
     def _start(self, index: int) -> None:
         self.episode[index] += 1
         self.history[index], self.steps[index] = [], 0
-        seed = np.random.SeedSequence([self.seed, self.first + index, self.episode[index]]).generate_state(1)[0]
-        observations, _ = self.envs[index].reset(seed=int(seed) % 2**31)
+        observations, _ = self.envs[index].reset(seed=self.episode_seed(index))
         self._show(index, observations, self.view)
 
     def reset(self, seed: int | None = None) -> View:
@@ -326,7 +330,7 @@ def names() -> list[str]:
     return sorted(str(key) for key in getattr(pettingzoo, "parallel_registry", {}))
 
 
-def make(name: str, num_envs: int, **arguments: Any) -> ParallelEnvs:
+def make(name: str, num_envs: int, *, first: int = 0, **arguments: Any) -> ParallelEnvs:
     """`butterfly/pistonball-v6` by PettingZoo's own `make`, or `some.module` by its `parallel_env`."""
     headless()
     import pettingzoo
@@ -336,13 +340,13 @@ def make(name: str, num_envs: int, **arguments: Any) -> ParallelEnvs:
             module = importlib.import_module(name)
         except ImportError as error:
             raise ShoalError(f"cannot import {name!r}: {error}") from error
-        return ParallelEnvs(lambda: module.parallel_env(**arguments), num_envs, name)
+        return ParallelEnvs(lambda: module.parallel_env(**arguments), num_envs, name, first)
     known = names()
     if not any(name in (k, k.rsplit("-v", 1)[0]) for k in known):
         raise ShoalError(f"PettingZoo has no parallel environment {name!r}; {nearest(name, known)}")
     full = name if name in known else max((k for k in known if k.rsplit("-v", 1)[0] == name), default=name)
     try:
-        return ParallelEnvs(lambda: pettingzoo.make("parallel", full, **arguments), num_envs, name)
+        return ParallelEnvs(lambda: pettingzoo.make("parallel", full, **arguments), num_envs, name, first)
     except (ImportError, DependencyNotInstalled) as error:
         family = full.split("/")[0]
         raise ShoalError(f"{name} is not installed: pip install 'pettingzoo[{family}]' ({error})") from error

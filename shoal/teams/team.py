@@ -90,7 +90,7 @@ class Against:
             {g: tensors[g] for g in self.mine} for tensors in (step.reward, step.terminated, step.alive)
         )
         view, successor = self._remember(step.view), part(step.successor, self.mine)
-        return Step(view, successor, reward, terminated, alive, step.ended)
+        return Step(view, successor, reward, terminated, alive, step.ended, step.lost)
 
     def render(self, index: int = 0) -> object:
         return self.env.render(index)  # type: ignore[attr-defined]
