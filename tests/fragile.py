@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from typing import Any, ClassVar
 
@@ -46,14 +47,17 @@ class Fragile(ParallelEnv):
         fault: happens in worker processes only.
         after: steps of all environments of a worker after which it does; 0: never.
         chance: that it does, in each step.
+        signal: comes at any moment in the second after a worker's first step.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "fragile"}
 
     steps = 0
 
-    def __init__(self, obey: bool = False, fault: str = "", after: int = 0, chance: float = 0.0) -> None:
-        self.obey, self.fault, self.after, self.chance = obey, fault, after, chance
+    def __init__(
+        self, obey: bool = False, fault: str = "", after: int = 0, chance: float = 0.0, signal: int = 0
+    ) -> None:
+        self.obey, self.fault, self.after, self.chance, self.signal = obey, fault, after, chance, signal
         self.possible_agents = ["a_0", "a_1"]
         self.agents: list[str] = []
         self.random = np.random.default_rng()
@@ -77,6 +81,8 @@ class Fragile(ParallelEnv):
         if self.obey:
             fail(FAULTS[actions["a_0"]])
         Fragile.steps += 1
+        if IN_WORKER and self.signal and Fragile.steps == 1:
+            threading.Timer(random.random(), os.kill, (os.getpid(), self.signal)).start()
         if IN_WORKER and (Fragile.steps == self.after or random.random() < self.chance):
             fail(self.fault)
         self.time += 1

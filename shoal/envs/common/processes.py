@@ -44,7 +44,7 @@ Make = Callable[[int, int], Sequence[VecEnv]]
 """`make(first, count)`: the environments first..first+count-1, each a `VecEnv` of one environment."""
 
 ATTEMPTS = 3  # failures in a row, without a step between them
-PATIENCE = 600.0  # seconds for a worker to start, or to save or load: anything that is not a step
+PATIENCE = 600.0  # seconds for a worker to start, or to load a state (which may be to play an episode again)
 FAREWELL = 5.0  # seconds for workers to close their environments
 HEADER = struct.Struct("<Q")
 PR_SET_PDEATHSIG = 1  # Linux's sys/prctl.h
@@ -248,7 +248,7 @@ class Processes:
         numbered: whether the environments derive their own random numbers from the number they were made with, as
             `ParallelEnvs` does. Without, each is reset with a seed of its own.
         on_failure: what to do when a worker raises, hangs or dies: `raise`, or `restart` it.
-        timeout: seconds that a step (or a reset) of a worker's environments may take.
+        timeout: seconds that a worker may take for a step of its environments (or to reset, draw or save them).
 
     Raises:
         ShoalError: a worker failed; names the environment, its episode's seed and the step. With `restart`, only after
@@ -405,7 +405,7 @@ class Processes:
     def render(self, index: int = 0) -> NDArray[np.uint8]:
         """The environment's own picture `[height, width, 3]`."""
         worker = next(worker for worker in self.workers if index < worker.last)
-        worker.ask(PATIENCE, "render", index)
+        worker.ask(self.timeout, "render", index)
         try:
             return worker.answer()  # type: ignore[no-any-return]
         except _Failed as failed:
@@ -414,7 +414,7 @@ class Processes:
     def state_dict(self) -> Tree:
         """Of an environment without a state None: it begins a new episode where this is loaded, the old one is lost."""
         playing = [worker for worker in self.workers if not worker.lost]
-        answers = self._call(playing, PATIENCE, 1 - self.turn, "state_dict")
+        answers = self._call(playing, self.timeout, 1 - self.turn, "state_dict")
         envs: list[Tree | None] = [None] * self.num_envs
         for worker, answer in zip(playing, answers, strict=True):
             if not worker.lost:
