@@ -47,7 +47,7 @@ class Fragile(ParallelEnv):
         fault: happens in worker processes only.
         after: steps of all environments of a worker after which it does; 0: never.
         chance: that it does, in each step.
-        signal: comes at any moment in the second after a worker's first step.
+        signal: comes at any moment in the five seconds after a worker's first step.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "fragile"}
@@ -82,7 +82,7 @@ class Fragile(ParallelEnv):
             fail(FAULTS[actions["a_0"]])
         Fragile.steps += 1
         if IN_WORKER and self.signal and Fragile.steps == 1:
-            threading.Timer(random.random(), os.kill, (os.getpid(), self.signal)).start()
+            threading.Timer(5 * random.random(), os.kill, (os.getpid(), self.signal)).start()
         if IN_WORKER and (Fragile.steps == self.after or random.random() < self.chance):
             fail(self.fault)
         self.time += 1

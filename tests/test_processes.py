@@ -310,7 +310,8 @@ def test_fifty_failures(tmp_path: Path, options: list[str]) -> None:
     directory, failures, steps, legs = tmp_path / "run", 0, 0, 0
     before = set(os.listdir("/dev/shm"))
     arguments = ["train", "iql", FRAGILE, *SMALL, "--num-envs", "4", "--processes", "2", "--out", str(directory)]
-    arguments += ["--worker-timeout", "2", "--on-worker-failure", "restart", "--eval-every", "40", "--log-every", "40"]
+    arguments += ["--worker-timeout", "1.5", "--on-worker-failure", "restart"]
+    arguments += ["--eval-every", "40", "--log-every", "40"]
     while failures < 50:
         legs, steps = legs + 1, steps + 1000
         with warnings.catch_warnings(record=True) as caught:
