@@ -103,9 +103,20 @@ def against(env: VecEnv, run: Run) -> VecEnv:
     return Against(env, {group: policy_of(source, env.spec) for group, source in sources.items()})
 
 
-def evaluation_env(environment: registry.Environment, episodes: int) -> VecEnv:
-    """Environments to play `episodes` in: all at once where that costs nothing, else a few."""
-    return environment.make(episodes if environment.native else min(episodes, 8))
+def evaluation_env(environment: registry.Environment, episodes: int, settings: Settings | None = None) -> VecEnv:
+    """Environments to play `episodes` in: all at once where that costs nothing, else a few (`settings`: in workers)."""
+    num_envs = episodes if environment.native else min(episodes, 8)
+    return environment.make(num_envs) if settings is None else _make(environment, num_envs, settings)
+
+
+def _make(environment: registry.Environment, num_envs: int, settings: Settings) -> VecEnv:
+    """Environments for a run, in processes if it wants them."""
+    return environment.make(
+        num_envs,
+        processes=settings.processes,
+        on_worker_failure=settings.on_worker_failure,
+        worker_timeout=settings.worker_timeout,
+    )
 
 
 @dataclass
@@ -168,12 +179,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     done = state["env_steps"] if state else 0
     if done >= run.settings.total_steps:
         raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
-    full = environment.make(
-        run.settings.num_envs,
-        processes=run.settings.processes,
-        on_worker_failure=run.settings.on_worker_failure,
-        worker_timeout=run.settings.worker_timeout,
-    )
+    full = _make(environment, run.settings.num_envs, run.settings)
     env, algorithm = against(full, run), build(run, full.spec)
     run.save(directory)
     trial = Trial(
@@ -188,7 +194,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
             config=dataclasses.asdict(run),
         ),
         display=Display(f"{run.algorithm} on {run.env}, seed {run.settings.seed}", run.settings.total_steps),
-        evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes), run),
+        evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes, run.settings), run),
         best=state["best"] if state else -np.inf,
     )
     trial.display.evaluations = [(e["env_steps"], e["agent_return"]["mean"]) for e in read_evaluations(directory)]

@@ -192,7 +192,7 @@ class _Worker:
         """
         self.owed -= 1
         try:
-            self.channel.settimeout(max(self.deadline - time.monotonic(), 0.001))
+            self.channel.settimeout(max(self.deadline - time.monotonic(), 1.0))  # it may have been sent in time
             good, value = _receive(self.channel)
         except TimeoutError:
             self.kill()
@@ -341,7 +341,7 @@ class Processes:
             if worker.failures == ATTEMPTS:
                 raise ShoalError(f"{what}\n(this worker failed {ATTEMPTS} times without finishing a step)") from None
             count = worker.last - worker.first
-            warnings.warn(f"{what}\n{count} episodes are lost, the worker is started anew", stacklevel=4)
+            warnings.warn(f"{what}\nThe worker is started anew; lost episodes: {count}", stacklevel=4)
             worker.restarts += 1
             self.shared.busy[worker.number] = -1
             try:
