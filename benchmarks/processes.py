@@ -3,7 +3,7 @@
 One environment step is one step of all agents of one environment, with random actions drawn beforehand.
 
     python benchmarks/processes.py
-    python benchmarks/processes.py --envs pettingzoo/sisl/multiwalker --num-envs 16
+    python benchmarks/processes.py --envs pettingzoo/sisl/pursuit --num-envs 16
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from shoal import actions
 ENVIRONMENTS = (
     "pettingzoo/mpe2.simple_spread_v3",
     "pettingzoo/sisl/pursuit",
-    "pettingzoo/sisl/multiwalker",
     "pettingzoo/butterfly/pistonball",
 )
 
