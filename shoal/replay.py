@@ -64,7 +64,7 @@ class Fresh:
     def add(self, rollout: Batch) -> Iterator[Batch]:
         yield rollout
 
-    def cut(self) -> None:
+    def cut(self, envs: Tensor) -> None:
         """Nothing is kept that could go on."""
 
     def state_dict(self) -> Tree:
@@ -206,10 +206,10 @@ class Replay:
         if self.priorities is not None:
             self.priorities.set(self.slots, self.priorities.of(error.cpu()))
 
-    def cut(self) -> None:
-        """What is added next does not follow what was added last: the sequences end here, as at a time limit."""
+    def cut(self, envs: Tensor) -> None:
+        """What is added next of `envs` does not follow what was added last: an episode ends, as at a time limit."""
         if self.written:
-            self.storage.ended[(self.written - 1) % self.rows] = True
+            self.storage.ended[(self.written - 1) % self.rows] |= envs
 
     def state_dict(self) -> Tree:
         filled = min(self.written, self.rows)

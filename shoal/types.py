@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -102,6 +103,9 @@ class View:
     """`[env, state_size]` float32."""
 
 
+NEVER = torch.zeros(0, dtype=torch.bool)
+
+
 @dataclass
 class Step:
     """The result of one step of all environments. Tensors may be reused by the next `step`: copy what you keep."""
@@ -121,6 +125,12 @@ class Step:
     """
     ended: Tensor
     """`[env]` bool: terminated or truncated, the next row is another episode."""
+    lost: Tensor = NEVER
+    """`[env]` bool: what the action led to is not known, since the process failed that played the environment.
+
+    `[0]` where that cannot happen. A lost environment has `ended`, `successor` shows what was acted on, nobody is
+    `alive` or `terminated`, and rewards are 0: the episode was cut off before this step.
+    """
 
 
 @dataclass
@@ -218,8 +228,8 @@ class Experience(Protocol):
 
     def add(self, rollout: Batch) -> Iterable[Batch]: ...
 
-    def cut(self) -> None:
-        """What is added next does not follow what was added last."""
+    def cut(self, envs: Tensor) -> None:
+        """What is added next of `envs` (bool `[env]`) does not follow what was added last."""
         ...
 
     def state_dict(self) -> Tree: ...

@@ -270,13 +270,13 @@ def test_memory_is_stored_with_every_row() -> None:
 
 def test_cut_ends_the_sequences_at_the_latest_row_only() -> None:
     ring = replay(batch=400)
-    ring.cut()  # nothing there yet
+    ring.cut(torch.tensor([True, True, True]))  # nothing there yet
     assert not ring.storage.ended.any()
     play(ring, 12)
-    ring.cut()
+    ring.cut(torch.tensor([True, False, True]))
     play(ring, 3)
     batch = ring.sample()
-    assert torch.equal(batch.ended, times(batch) == 11)
+    assert torch.equal(batch.ended, (times(batch) == 11) & (batch.groups["agent"].obs[..., 0, 1] != 1))
     assert batch.ended.any()
 
 

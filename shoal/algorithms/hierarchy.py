@@ -270,9 +270,9 @@ class _Experience:
         for part, share in zip(self.parts, self.owner.divide(rollout), strict=True):
             yield from part.add(share)
 
-    def cut(self) -> None:
+    def cut(self, envs: Tensor) -> None:
         for part in self.parts:
-            part.cut()
+            part.cut(envs)
 
     def state_dict(self) -> Tree:
         return {"parts": [part.state_dict() for part in self.parts]}

@@ -213,20 +213,21 @@ class Against:
                 memory[step.ended] = self.start[group][step.ended]
         reward, terminated, alive = (self._mine(x) for x in (step.reward, step.terminated, step.alive))
         view, successor = self._remember(step.view), self._part(step.successor)
-        return Step(view, successor, reward, terminated, alive, step.ended)
+        return Step(view, successor, reward, terminated, alive, step.ended, step.lost)
 
     def render(self, index: int = 0) -> object:
         return self.env.render(index)  # type: ignore[attr-defined]
 
     def state_dict(self) -> Tree:
-        env = self.env.state_dict() if isinstance(self.env, Stateful) else None
+        """Nothing where the environment cannot say where it is."""
+        if not isinstance(self.env, Stateful):
+            return {}
         shown = {"obs": self.theirs.obs, "legal": self.theirs.legal, "state": self.theirs.state}
         draws = [script.generator.get_state() for script in self.scripts]
-        return {"env": env, "memory": self.memory, "shown": shown, "draws": draws}
+        return {"env": self.env.state_dict(), "memory": self.memory, "shown": shown, "draws": draws}
 
     def load_state_dict(self, state: Tree) -> None:
-        if state["env"] is None or not isinstance(self.env, Stateful):
-            self._remember(self.env.reset())
+        if not state or not isinstance(self.env, Stateful):
             return
         self.env.load_state_dict(state["env"])
         self.memory = tree.map(torch.clone, state["memory"])
