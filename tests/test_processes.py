@@ -22,7 +22,7 @@ import shoal
 from shoal import checkpoint, cli, log, tree
 from shoal.collect import LocalCollector
 from shoal.envs.common.processes import Processes, seed_of
-from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.envs.common.serial import SerialEnvs
 from shoal.types import Groups, ShoalError, Step, View
 
 HERE = Path(__file__).parent
@@ -344,7 +344,7 @@ class Losing:
     """Environments of this process of which some steps are lost."""
 
     def __init__(self, lost: dict[int, list[int]], num_envs: int = 3) -> None:
-        self.env = ParallelEnvs(Fragile, num_envs)
+        self.env = SerialEnvs(Fragile, num_envs)
         self.spec, self.num_envs, self.lost, self.steps = self.env.spec, num_envs, lost, 0
 
     def reset(self, seed: int | None = None) -> View:

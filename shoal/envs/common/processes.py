@@ -246,7 +246,7 @@ class Processes:
         processes: workers that share them as evenly as possible; at most one an environment.
         name: for error messages.
         numbered: whether the environments derive their own random numbers from the number they were made with, as
-            `ParallelEnvs` does. Without, each is reset with a seed of its own.
+            `SerialEnvs` does. Without, each is reset with a seed of its own.
         on_failure: what to do when a worker raises, hangs or dies: `raise`, or `restart` it.
         timeout: seconds that a worker may take for a step of its environments (or to reset, draw or save them).
 
