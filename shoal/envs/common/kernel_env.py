@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 class Buffers(NamedTuple):
     """What a kernel writes for environment e, in row e. `next_*` is the true successor; without, what to act on."""
 
-    obs: NDArray[np.float32]  # [env, agent, obs]
+    obs: NDArray[np.float32]  # [env, agent, obs], flat
     next_obs: NDArray[np.float32]
     state: NDArray[np.float32]  # [env, state]; width 0 without a global state
     next_state: NDArray[np.float32]
@@ -73,8 +73,8 @@ class KernelEnv:
         self.shares = Shares(num_envs, threads, least)
         lead, legal = (num_envs, group.num_agents), group.action.size if group.masked else 0
         self.buffers = Buffers(
-            obs=np.zeros((*lead, *group.obs_shape), np.float32),
-            next_obs=np.zeros((*lead, *group.obs_shape), np.float32),
+            obs=np.zeros((*lead, group.obs_size), np.float32),
+            next_obs=np.zeros((*lead, group.obs_size), np.float32),
             state=np.zeros((num_envs, state_size), np.float32),
             next_state=np.zeros((num_envs, state_size), np.float32),
             legal=np.zeros((*lead, legal), np.bool_),
@@ -86,8 +86,9 @@ class KernelEnv:
             steps=np.zeros(num_envs, np.int64),
         )
         b = {field: torch.from_numpy(array) for field, array in self.buffers._asdict().items()}
-        self._view = View({name: b["obs"]}, {name: b["legal"]}, b["state"])
-        successor = View({name: b["next_obs"]}, {name: b["next_legal"]}, b["next_state"])
+        obs, next_obs = (b[field].view(*lead, *group.obs_shape) for field in ("obs", "next_obs"))
+        self._view = View({name: obs}, {name: b["legal"]}, b["state"])
+        successor = View({name: next_obs}, {name: b["next_legal"]}, b["next_state"])
         self._step = Step(
             self._view, successor, {name: b["reward"]}, {name: b["terminated"]}, {name: b["alive"]}, b["ended"]
         )
