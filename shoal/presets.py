@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal import registry
+
 PARTICLES = {
     "num_envs": 64,
     "total_steps": 4_000_000,
@@ -79,6 +81,12 @@ for _algorithm in POLICIES:
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
 
 
+FORAGING = {"num_envs": 128}
+for _algorithm in POLICIES:
+    for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
+        TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING
+
+
 def task(algorithm: str, env: str) -> dict[str, Any]:
     """Field names of `Settings` and of the algorithm's `Config` (`net.X`: of its `Net`), with values for this task."""
-    return TASKS.get((algorithm, env), {})
+    return TASKS.get((algorithm, registry.canonical(env)), {})

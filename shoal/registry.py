@@ -44,7 +44,7 @@ def suites() -> dict[str, str]:
     A suite is a module of `shoal.envs` with `names()` and `make(name, num_envs, **arguments)`; where there are
     `parameters(name)` and `hints(name)`, arguments are checked and typed by them. `SERIAL = True` says that
     environments are stepped one after the other (`make` then takes `first` and `render_mode` too), `OPEN = True` that
-    `names()` are not all.
+    `names()` are not all. `canonical(name)` gives the one name of an environment that goes by several.
     """
     modules = [info.name for info in pkgutil.iter_modules(envs_package.__path__)]
     return {name: f"{envs_package.__name__}.{name}" for name in modules if name not in NO_SUITES}
@@ -53,6 +53,13 @@ def suites() -> dict[str, str]:
 def environments(suite: str) -> list[str]:
     """Full names of a suite's environments."""
     return [f"{suite}/{name}" for name in importlib.import_module(suites()[suite]).names()]
+
+
+def canonical(name: str) -> str:
+    """The one name of `suite/name` for which settings are known, where the suite lets an environment have several."""
+    suite, _, rest = name.partition("/")
+    module: Any = importlib.import_module(suites()[suite]) if suite in suites() else None
+    return f"{suite}/{module.canonical(rest)}" if hasattr(module, "canonical") else name
 
 
 class Environment:

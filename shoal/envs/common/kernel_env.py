@@ -5,11 +5,14 @@ A game is a compiled kernel and its arrays; everything around them (buffers, thr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
@@ -35,11 +38,20 @@ class Buffers(NamedTuple):
     steps: NDArray[np.int64]  # [env], since the episode began: the kernel's to count
 
 
+def compiled_kernel(function: Callable[..., None]) -> Kernel:
+    """Compiles a kernel, and keeps the result on disk.
+
+    numba compiles again when the kernel's own file has changed; the random generator, another file, is in the name.
+    """
+    function.__qualname__ += "." + hashlib.sha256(Path(pcg64.__file__).read_bytes()).hexdigest()[:8]
+    return njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function)  # type: ignore[no-any-return]
+
+
 class KernelEnv:
     """Satisfies `VecEnv`.
 
     Args:
-        kernel: compiled with `nogil=True`; `kernel(lo, hi, start, params, world, buffers, actions)` plays one step of
+        kernel: see `compiled_kernel`; `kernel(lo, hi, start, params, world, buffers, actions)` plays one step of
             the environments lo..hi-1, and begins a new episode in them (in all with `start`, else where one ended),
             writing what they show. `actions` is `[env, agent]` int64.
         params: the game's constants, for the kernel.
