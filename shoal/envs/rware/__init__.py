@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.envs.common.extras import unversioned
 from shoal.envs.common.kernel_env import KernelEnv
 from shoal.envs.rware import kernel
 from shoal.envs.rware.draw import draw
@@ -36,6 +37,8 @@ SCHEME = (
     "or -hard, for example rware-tiny-2ag, rware-small-4ag-hard, rware-img-2s-2x5-8h-6ag-3req-global"
 )
 MOST_BITS = 8
+THREAD_AGENTS = 2048
+"""Agents that make a thread worth waking."""
 
 
 def warehouse(
@@ -63,11 +66,18 @@ def warehouse(
     Raises:
         ShoalError: an argument is no warehouse's.
     """
-    limits = {"max_inactivity_steps": max_inactivity_steps or 0, "max_steps": max_steps or 0}
-    counts = {"sensor_range": sensor_range, "msg_bits": msg_bits, "request_queue_size": request_queue_size, **limits}
-    for name, value, least in (("num_envs", num_envs, 1), ("n_agents", n_agents, 1), *((*c, 0) for c in counts.items())):
+    max_inactivity_steps, max_steps = max_inactivity_steps or 0, max_steps or 0  # the package's None
+    for argument, value, least in (
+        ("num_envs", num_envs, 1),
+        ("n_agents", n_agents, 1),
+        ("msg_bits", msg_bits, 0),
+        ("sensor_range", sensor_range, 0),
+        ("request_queue_size", request_queue_size, 0),
+        ("max_inactivity_steps", max_inactivity_steps, 0),
+        ("max_steps", max_steps, 0),
+    ):
         if value < least:
-            raise ShoalError(f"{name} must be at least {least}, not {value}")
+            raise ShoalError(f"{argument} must be at least {least}, not {value}")
     if msg_bits > MOST_BITS:
         raise ShoalError(f"msg_bits must be at most {MOST_BITS}: an agent has 5 * 2**msg_bits actions")
     reward = _one_of("reward_type", reward_type, ("GLOBAL", "INDIVIDUAL", "TWO_STAGE"))
@@ -79,9 +89,8 @@ def warehouse(
     params = _params(
         plan, sensor_range, n_agents, num_envs, normalised_coordinates,
         kernel.features(tuple(LAYERS[k] for k in layers) if observation else ()),
-        requests=request_queue_size, msg_bits=msg_bits, max_steps=limits["max_steps"],
-        max_idle=limits["max_inactivity_steps"], reward=reward, observation=observation,
-        directional=image_observation_directional,
+        requests=request_queue_size, msg_bits=msg_bits, max_steps=max_steps, max_idle=max_inactivity_steps,
+        reward=reward, observation=observation, directional=image_observation_directional,
     )  # fmt: skip
     side = 2 * sensor_range + 1
     picture = (len(layers), side, side)
@@ -93,7 +102,8 @@ def warehouse(
     agents = tuple(f"agent_{i}" for i in range(n_agents))
     group = GroupSpec(agents, shape, Discrete(kernel.MOVES * 2**msg_bits))
     world = kernel.world(params, num_envs, n_agents)
-    return KernelEnv(kernel.advance, params, world, "agent", group, num_envs, draw=draw, threads=threads)
+    least = max(THREAD_AGENTS // n_agents, 1)
+    return KernelEnv(kernel.advance, params, world, "agent", group, num_envs, draw=draw, threads=threads, least=least)
 
 
 def _one_of(argument: str, value: Any, known: tuple[str, ...]) -> int:
@@ -106,11 +116,11 @@ def _one_of(argument: str, value: Any, known: tuple[str, ...]) -> int:
     return known.index(word)
 
 
-class _Plan:
-    """Where a warehouse has highways (no shelves), `[y, x]`, and its goals (x, y) in the package's order."""
-
-    def __init__(self, highway: NDArray[np.bool_], goals: list[tuple[int, int]]) -> None:
-        self.highway, self.goals = highway, goals
+class _Plan(NamedTuple):
+    highway: NDArray[np.bool_]
+    """`[y, x]`: no shelf's place."""
+    goals: list[tuple[int, int]]
+    """(x, y), in the package's order."""
 
 
 def _blocks(rows: int, columns: int, height: int) -> _Plan:
@@ -151,7 +161,9 @@ def _params(
     margin = max(reach, 1)
     stride = width + 2 * margin
     if (height + 2 * margin) * stride > np.iinfo(np.int16).max:
-        raise ShoalError(f"a warehouse of {height} x {width} cells is too large: at most 32767 with a margin of {margin}")
+        raise ShoalError(
+            f"a warehouse of {height} x {width} cells is too large: at most 32767 with a margin of {margin}"
+        )
     if num_agents > height * width:
         raise ShoalError(f"{num_agents} agents do not fit into {height} x {width} cells")
     y, x = np.indices((height, width))
@@ -211,6 +223,13 @@ def defaults(name: str) -> dict[str, Any]:
         "observation_type": {None: "FLATTENED", "img": "IMAGE", "imgdict": "IMAGE_DICT"}[said["image"]],
         "image_observation_directional": not said["north"],
     }
+
+
+def canonical(name: str) -> str:
+    """The name as settings know it: with `rware-` and without a version. What is no name stays as it is."""
+    if NAME.fullmatch(name) is None:
+        return name
+    return "rware-" + unversioned(name).removeprefix("rware-")
 
 
 def make(name: str, num_envs: int, **arguments: Any) -> KernelEnv:

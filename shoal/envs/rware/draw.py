@@ -1,4 +1,4 @@
-"""Pictures of warehouses: grey shelves, blue where requested; orange goals; agents as discs that show where they look."""
+"""Pictures of warehouses: shelves grey, blue where requested; goals orange; agents discs that show where they look."""
 
 from __future__ import annotations
 

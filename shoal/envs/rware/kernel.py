@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
+from shoal.envs.common.kernel_env import compiled_kernel
 from shoal.envs.common.pcg64 import compiled
 
 NOOP, FORWARD, LEFT, RIGHT, TOGGLE_LOAD = range(5)
@@ -28,6 +29,7 @@ AGENT, SHELF, REQUESTED, LOADED, GOAL, INSIDE = 7, 8, 16, 32, 64, 128
 SELF = 8  # numbers that a flat observation begins with
 AROUND = 7  # and those for each cell, without messages
 FEATURES = 6  # numbers that IMAGE_DICT begins with
+FLOAT = 4  # bytes
 
 TURN_LEFT, TURN_RIGHT = (2, 3, 1, 0), (3, 2, 0, 1)  # by direction
 PERTURB, PROBES = np.uint64(5), 9  # CPython's PERTURB_SHIFT and LINEAR_PROBES
@@ -219,7 +221,7 @@ def _add(tables, which, mask, used, cell, hashes):  # type: ignore[no-untyped-de
 
 
 @compiled
-def _component(w, e, target, nodes, count, source, queue):  # type: ignore[no-untyped-def]
+def _component(w, e, target, source, queue):  # type: ignore[no-untyped-def]
     """Cells reached from `source` along wishes in either direction, in networkx's order; returns how many."""
     n = target.shape[0]
     queue[0] = source
@@ -266,7 +268,7 @@ def _precedes(p, w, e, row, one, two):  # type: ignore[no-untyped-def]
                 nodes[count] = place
                 count += 1
     first, second = np.int64(w.cell[e, one]), np.int64(w.cell[e, two])
-    size = _component(w, e, target, nodes, count, first, queue)
+    size = _component(w, e, target, first, queue)
     if 2 * size >= count:
         for k in range(count):
             if nodes[k] == first or nodes[k] == second:
@@ -276,7 +278,7 @@ def _precedes(p, w, e, row, one, two):  # type: ignore[no-untyped-def]
         for j in range(size):
             if source < 0 and queue[j] == nodes[k]:
                 source = nodes[k]
-    _component(w, e, target, nodes, count, source, queue)
+    _component(w, e, target, source, queue)
     for k in range(8):
         tables[0, k] = tables[1, k] = -1
     mask = again = 7
@@ -311,7 +313,7 @@ def _resolve(p, w, e, row):  # type: ignore[no-untyped-def]
             continue
         j, steps = i, 0
         while steps <= n:  # longer: it leads to a circle that agent i is not on
-            ahead = np.int64(w.agent[e, target[j]]) - 1
+            ahead = w.agent[e, target[j]] - 1
             if ahead < 0:
                 free[i] = goes[i] = True
                 break
@@ -335,7 +337,7 @@ def _resolve(p, w, e, row):  # type: ignore[no-untyped-def]
         if free[i] and goes[i]:
             j = i
             while True:
-                ahead = np.int64(w.agent[e, target[j]]) - 1
+                ahead = w.agent[e, target[j]] - 1
                 if ahead < 0:
                     break
                 if not goes[ahead]:
@@ -392,7 +394,7 @@ def _act(p, w, b, e, row, actions):  # type: ignore[no-untyped-def]
     for i in range(n):
         b.reward[e, i] = 0.0
         action, here = actions[e, i] % MOVES, w.cell[e, i]
-        if action == LEFT or action == RIGHT:
+        if action in (LEFT, RIGHT):
             d = w.direction[e, i]
             w.direction[e, i] = TURN_LEFT[d] if action == LEFT else TURN_RIGHT[d]
             w.look[e, here] = (w.look[e, here] & ~AGENT) | (w.direction[e, i] + 1)
@@ -446,13 +448,13 @@ def _deliver(p, w, b, e):  # type: ignore[no-untyped-def]
 def _copy(context, source, i, target, j, count):  # type: ignore[no-untyped-def]
     """`target.flat[j : j + count] = source.flat[i : i + count]`, in few wide moves: observing is mostly this.
 
-    Both are C-ordered arrays of the same kind of numbers.
+    Both are C-ordered arrays of float32.
     """
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         arrays = [context.make_array(signature.args[k])(context, builder, args[k]) for k in (0, 2)]
         start, end = (builder.gep(array.data, [at]) for array, at in zip(arrays, (args[1], args[3]), strict=True))
-        cgutils.raw_memcpy(builder, end, start, args[4], context.get_constant(types.intp, 4))
+        cgutils.raw_memcpy(builder, end, start, args[4], context.get_constant(types.intp, FLOAT))
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64, types.int64), generate
@@ -514,7 +516,7 @@ def _observe(p, w, e, out):  # type: ignore[no-untyped-def]
                     k += 1
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@compiled_kernel
 def advance(lo, hi, start, p, w, b, actions):  # type: ignore[no-untyped-def]
     """See `KernelEnv`."""
     for e in range(lo, hi):
@@ -523,9 +525,7 @@ def advance(lo, hi, start, p, w, b, actions):  # type: ignore[no-untyped-def]
             delivered = _deliver(p, w, b, e)
             b.steps[e] += 1
             w.idle[e] = 0 if delivered else w.idle[e] + 1
-            b.ended[e] = (p.max_steps > 0 and b.steps[e] >= p.max_steps) or (
-                p.max_idle > 0 and w.idle[e] >= p.max_idle
-            )
+            b.ended[e] = (p.max_steps > 0 and b.steps[e] >= p.max_steps) or (p.max_idle > 0 and w.idle[e] >= p.max_idle)
             _observe(p, w, e, b.next_obs)
         if start or b.ended[e]:
             _begin(p, w, e, lo)
