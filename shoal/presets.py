@@ -80,11 +80,22 @@ for _algorithm in POLICIES:
     for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
 
-
-FORAGING = {"num_envs": 128}
-for _algorithm in POLICIES:
-    for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
+FORAGING = {
+    "num_envs": 128,
+    "total_steps": 5_000_000,
+    "anneal_steps": 5_000_000,
+    "batch_steps": 6400,
+    "minibatches": 2,
+    "lr": 1e-3,
+    "critic_lr": 1e-3,
+    "net.identity": True,  # players that are alike wait for each other, each beside food of its own
+}
+FORAGING_VALUES = {**COOPERATIVE, "gamma": 0.99, "net.identity": True}
+for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
+    for _algorithm in ("ippo", "mappo"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING
+    for _algorithm in ("vdn", "qmix"):
+        TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING_VALUES
 
 
 def task(algorithm: str, env: str) -> dict[str, Any]:

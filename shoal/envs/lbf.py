@@ -75,7 +75,7 @@ class Rules:
     penalty: float = 0.0
     """What loading in vain costs each who tried."""
     masks: bool = False
-    """Tell which actions would do nothing (not in the package's observations; its `_valid_actions`)."""
+    """Tell which actions are not the same as staying: the package's `_valid_actions`, which it does not show."""
 
     def __post_init__(self) -> None:
         for key, least in (("players", 1), ("max_num_food", 1), ("sight", 1), ("max_episode_steps", 1)):
@@ -99,7 +99,7 @@ class Rules:
             raise ShoalError(f"levels of food, the sum of three players', must not exceed {LARGEST}")
         elif least_food.max() > weakest and not self.force_coop:
             raise ShoalError(
-                f"min_food_level {least_food.tolist()} is above {weakest}, what the three weakest players may be together"
+                f"min_food_level {least_food.tolist()} is above {weakest}, all that the three weakest players may be"
             )
 
     @property
@@ -236,7 +236,10 @@ def _levels_left(food):  # type: ignore[no-untyped-def]
 
 @compiled
 def _see_list(p, player, food, i, out):  # type: ignore[no-untyped-def]
-    """Food in sight, oneself, others in sight; rows and columns count from the corner of what is in sight."""
+    """Food in sight, oneself, others in sight; rows and columns count from the corner of what is in sight.
+
+    Near the first rows and columns others are seen further than food, as in the package.
+    """
     row, col = np.int64(player[i, ROW]), np.int64(player[i, COL])
     top, left = max(row - p.sight, 0), max(col - p.sight, 0)
     k = 0
@@ -256,9 +259,7 @@ def _see_list(p, player, food, i, out):  # type: ignore[no-untyped-def]
     k += width
     for j in range(len(player)):
         y, x = player[j, ROW] - top, player[j, COL] - left
-        if (
-            j != i and 0 <= y <= 2 * p.sight and 0 <= x <= 2 * p.sight
-        ):  # near an edge further than food, as in the package
+        if j != i and 0 <= y <= 2 * p.sight and 0 <= x <= 2 * p.sight:
             out[k], out[k + 1] = y, x
             if p.show_levels:
                 out[k + 2] = player[j, LEVEL]
