@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import shoal
+from shoal import presets
 from shoal.envs import rware
+from shoal.envs.common import pcg64
 from shoal.envs.common.kernel_env import KernelEnv
+from shoal.envs.rware import kernel
 from shoal.envs.rware.draw import CELL
 from shoal.types import ShoalError
 
@@ -205,6 +208,13 @@ def test_many_episodes_are_the_packages() -> None:
     play_both(env, others, 80)
 
 
+@pytest.mark.parametrize(("population", "size"), [(1, 1), (32, 5), (110, 110), (12000, 200), (12000, 300)])
+def test_different_numbers_are_numpys(population: int, size: int) -> None:
+    rng, drawn = pcg64.streams([7])[0], np.zeros(population, np.int64)
+    kernel._distinct(rng, population, size, drawn)
+    assert drawn[:size].tolist() == np.random.default_rng(7).choice(population, size, replace=False).tolist()
+
+
 def record(num_envs: int, threads: int) -> list[torch.Tensor]:
     """Three environments, among others."""
     env = rware.make("tiny-4ag", num_envs, threads=threads, max_steps=20, layout=CROWD)
@@ -260,6 +270,13 @@ def test_it_keeps_the_contract_and_trains(name: str, arguments: dict[str, Any]) 
     learner = shoal.build("mappo", env.spec, batch_steps=80)
     for _ in shoal.train(learner, env, total_steps=240):
         pass
+
+
+def test_settings_are_found_by_every_name() -> None:
+    known = presets.task("mappo", "rware/rware-tiny-2ag")
+    assert known
+    assert known == presets.task("mappo", "rware/tiny-2ag-v2") == presets.task("ippo", "rware/tiny-2ag")
+    assert presets.task("mappo", "rware/rware-tiny-2ag-hard") == {}
 
 
 def test_names() -> None:

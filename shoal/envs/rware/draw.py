@@ -21,27 +21,33 @@ def draw(p: Params, w: World, index: int) -> NDArray[np.uint8]:
     """Warehouse `index`, `[height, width, 3]`: 32 pixels a cell."""
     look = w.look[index].reshape(-1, p.stride)
     inside = np.argwhere(look & INSIDE)
-    (top, left), (bottom, right) = inside.min(0), inside.max(0)
+    (top, left), (bottom, right) = inside.min(0).tolist(), inside.max(0).tolist()
     unit = CELL * SMOOTH
-    picture = Image.new("RGB", (int(right - left + 1) * unit, int(bottom - top + 1) * unit), FLOOR)
+    picture = Image.new("RGB", ((right - left + 1) * unit, (bottom - top + 1) * unit), FLOOR)
     canvas = ImageDraw.Draw(picture)
     for y, x in inside.tolist():
-        seen = int(look[y, x])
-        a, b = (x - int(left)) * unit, (y - int(top)) * unit
-
-        def square(inset: float, fill: str, outline: str | None = None, a: int = a, b: int = b) -> None:
-            edge = inset * unit
-            canvas.rectangle([a + edge, b + edge, a + unit - 1 - edge, b + unit - 1 - edge], fill, outline, SMOOTH)
-
+        seen, corner = int(look[y, x]), ((x - left) * unit, (y - top) * unit)
         place = FLOOR if p.highway[y * p.stride + x] else PLACE
-        square(0.0, GOAL_COLOR if seen & GOAL else place, GRID)
+        _square(canvas, corner, 0.0, GOAL_COLOR if seen & GOAL else place, GRID)
         if seen & SHELF:
-            square(0.12, WANTED if seen & REQUESTED else STANDING, RIM if seen & LOADED else None)
+            _square(canvas, corner, 0.12, WANTED if seen & REQUESTED else STANDING, RIM if seen & LOADED else None)
         if seen & AGENT:
-            middle = (a + unit / 2, b + unit / 2)
-            radius, angle = 0.3 * unit, ANGLE[(seen & AGENT) - 1]
-            nose = (middle[0] + 1.5 * radius * math.cos(angle), middle[1] + 1.5 * radius * math.sin(angle))
-            canvas.line([middle, nose], fill=RIM, width=4 * SMOOTH)
-            box = [middle[0] - radius, middle[1] - radius, middle[0] + radius, middle[1] + radius]
-            canvas.ellipse(box, fill=CARRIES if seen & LOADED else FREE, outline=RIM, width=SMOOTH)
+            _robot(canvas, corner, ANGLE[(seen & AGENT) - 1], CARRIES if seen & LOADED else FREE)
     return np.asarray(picture.resize((picture.width // SMOOTH, picture.height // SMOOTH), Image.Resampling.LANCZOS))
+
+
+Corner = tuple[int, int]
+
+
+def _square(canvas: ImageDraw.ImageDraw, corner: Corner, inset: float, fill: str, outline: str | None) -> None:
+    low, high = inset * CELL * SMOOTH, (1 - inset) * CELL * SMOOTH - 1
+    box = [corner[0] + low, corner[1] + low, corner[0] + high, corner[1] + high]
+    canvas.rectangle(box, fill, outline, SMOOTH)
+
+
+def _robot(canvas: ImageDraw.ImageDraw, corner: Corner, angle: float, fill: str) -> None:
+    x, y = (edge + CELL * SMOOTH / 2 for edge in corner)
+    radius = 0.3 * CELL * SMOOTH
+    nose = (x + 1.5 * radius * math.cos(angle), y + 1.5 * radius * math.sin(angle))
+    canvas.line([(x, y), nose], fill=RIM, width=4 * SMOOTH)
+    canvas.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill, outline=RIM, width=SMOOTH)

@@ -365,7 +365,7 @@ def _act(p, w, b, e, row, actions):  # type: ignore[no-untyped-def]
             d = w.direction[e, i]
             there += (p.stride if d == 1 else -p.stride) if d < 2 else 2 * np.int64(d) - 5
             look = w.look[e, there]
-            # A shelf that stands there, or is carried by nobody who might move on, stops who carries one
+            # Who carries a shelf is stopped by another, unless that is carried too and may move on
             if not look & INSIDE or (w.load[e, i] and look & SHELF and not look & LOADED):
                 there = here
             moving = moving or there != here
