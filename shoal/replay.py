@@ -46,6 +46,22 @@ def num_bytes(batch: Batch) -> int:
     return sum(x.numel() * x.element_size() for x in tree.leaves(batch))
 
 
+def refuse_what_does_not_fit(spec: EnvSpec, sizes: dict[str, int], transitions: int, what: str, setting: str) -> int:
+    """Bytes of one transition.
+
+    Raises:
+        ShoalError: `transitions` of them are more than this machine's memory; says how much of `setting` would fit.
+    """
+    one = num_bytes(allocate(spec, (1, 1), sizes))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if one * transitions > 0.8 * memory:
+        raise ShoalError(
+            f"a {what} of {transitions:,} transitions of {one:,} bytes needs {one * transitions / 2**30:,.1f} GiB, "
+            f"and this machine has {memory / 2**30:,.1f}: set {setting} to {int(0.5 * memory / one):,} or less"
+        )
+    return one
+
+
 class Fresh:
     """Every rollout is learned from once, as a whole, and forgotten.
 
@@ -54,12 +70,15 @@ class Fresh:
         num_envs: environments that step together.
         rollout_steps: steps of every environment in a rollout.
         memory: width of the agents' memory.
+
+    Raises:
+        ShoalError: a rollout would not fit into this machine's memory.
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int, rollout_steps: int, memory: int = 0) -> None:
         self.rollout_steps = rollout_steps
-        one = allocate(spec, (1, 1), dict.fromkeys(spec.groups, memory))
-        self.num_bytes = num_envs * rollout_steps * num_bytes(one)
+        transitions, sizes = num_envs * rollout_steps, dict.fromkeys(spec.groups, memory)
+        self.num_bytes = transitions * refuse_what_does_not_fit(spec, sizes, transitions, "rollout", "batch_steps")
 
     def add(self, rollout: Batch) -> Iterator[Batch]:
         yield rollout
@@ -125,7 +144,7 @@ class Replay:
         self.rollout_steps = min(max(1, update_every // num_envs), rows)
         spec = spec if with_state else EnvSpec(spec.groups, 0)
         sizes = dict.fromkeys(spec.groups, memory)
-        self._refuse_what_does_not_fit(spec, sizes, rows * num_envs)
+        refuse_what_does_not_fit(spec, sizes, rows * num_envs, "replay", "buffer_size")
         self.storage = allocate(spec, (rows, num_envs), sizes)
         self.ring = tree.leaves(self.storage)
         drawn: Batch = tree.map(lambda x: x.new_zeros(self.length, batch_size, *x.shape[2:]), self.storage)
@@ -139,16 +158,6 @@ class Replay:
         self.slots = torch.zeros(0, dtype=torch.int64)  # where the sequences of the latest draw start
         self.weight = torch.ones(batch_size)
         """Importance of each sequence of the latest draw, at most 1."""
-
-    @staticmethod
-    def _refuse_what_does_not_fit(spec: EnvSpec, sizes: dict[str, int], transitions: int) -> None:
-        one = num_bytes(allocate(spec, (1, 1), sizes))
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if one * transitions > 0.8 * memory:
-            raise ShoalError(
-                f"a replay of {transitions:,} transitions of {one:,} bytes needs {one * transitions / 2**30:,.1f} GiB, "
-                f"and this machine has {memory / 2**30:,.1f}: set buffer_size to {int(0.5 * memory / one):,} or less"
-            )
 
     @property
     def num_bytes(self) -> int:

@@ -30,7 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shoal import actions, explore, optim, tree
-from shoal.nets.dense import ALL, AgentNet, flat, orthogonal
+from shoal.nets.conv import Block, Kind, flat, real
+from shoal.nets.dense import AgentNet, orthogonal
+from shoal.nets.mlp import ALL
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Fresh
 from shoal.returns import gae, mean_weights, outcome
@@ -40,6 +42,8 @@ from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalErr
 TEAM = "team"  # the central critic's name, where the others have their group's
 PIECE = 3200
 """Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
+PIECE_BYTES = 2**28
+"""That the convolutions of one piece may take: with pictures, pieces are smaller."""
 
 Turn = dict[str, slice]
 """The agents that learn together: where they stand in their group."""
@@ -55,6 +59,8 @@ class Net:
     """One set of weights for all agents of a group instead of one each."""
     identity: bool = False
     """Tell agents that share weights apart by a number in their input: where what they see does not."""
+    conv: Kind = "auto"
+    """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
     orthogonal: bool = True
     """Draw initial weights orthogonal, with biases 0."""
     gain: float = 0.01
@@ -128,6 +134,7 @@ class Actor(nn.Module):
         self.net = AgentNet(
             group.num_agents, (group.obs_size, *net.hidden, size * (1 + (self.box and net.std_of_state))),
             shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
+            blocks=(Block(group.obs_shape),), conv=net.conv,
         )  # fmt: skip
         if net.orthogonal:
             orthogonal(self.net, net.gain, generator)
@@ -163,8 +170,10 @@ class Lesson:
     ended: Tensor
     alive: Tensor
     """`[time, batch, column]`."""
-    seen: Groups
-    """The critics' inputs, by critic `[time, batch, agent, ...]`."""
+    state: Tensor
+    """The global state, where a value sees it."""
+    past: Groups
+    """Memory before every step, which values see too; `memory` is that before a sequence."""
     counts: Tensor
     """Which values have a target, `[time, batch, value]`."""
     log_prob: Tensor
@@ -190,7 +199,7 @@ class PPO:
         self.num_values = spec.num_agents if config.value != "central" or config.reward == "own" else 1
         generator = torch.Generator().manual_seed(seed)
         actors = {name: Actor(group, config.net, generator) for name, group in spec.groups.items()}
-        critics = {name: self._critic(*sizes, generator) for name, sizes in self._critic_sizes().items()}
+        critics = {name: self._critic(*inputs, generator) for name, inputs in self._critic_inputs().items()}
         self.actors, self.critics = actors, critics
         self.modules = [nn.ModuleDict(nets).to(self.device) for nets in (actors, critics)]
         self.norm = ValueNorm(config.value_decay, self.num_values).to(self.device)
@@ -199,23 +208,35 @@ class PPO:
             for name, actor in actors.items()
         }
         self.critic_optimizer = optim.Adam(self.modules[1], config.critic_lr, config.max_grad_norm)
+        self.piece = self._piece()
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
-    def _critic_sizes(self) -> dict[str, tuple[int, int, int]]:
+    def _critic_inputs(self) -> dict[str, tuple[int, tuple[Block, ...], int]]:
         """Agents, inputs and outputs of each critic."""
-        groups, memory, value = self.spec.groups, self.config.net.memory, self.config.value
-        state = self.spec.state_size or sum(g.num_agents * g.obs_size for g in groups.values())
+        spec, value, memory = self.spec, self.config.value, self.config.net.memory
+        own = {name: (Block(g.obs_shape), Block((memory,))) for name, g in spec.groups.items()}
+        everything = tuple(Block(g.obs_shape, g.num_agents) for g in spec.groups.values())
+        state = (Block((spec.state_size,)),) if spec.state_size else everything
         if value == "central":
-            return {TEAM: (1, state + self.spec.num_agents * memory, self.num_values)}
-        return {n: (g.num_agents, g.obs_size + memory + state * (value == "agent"), 1) for n, g in groups.items()}
+            return {TEAM: (1, (*state, Block((spec.num_agents * memory,))), self.num_values)}
+        before = state if value == "agent" else ()
+        return {name: (g.num_agents, (*before, *own[name]), 1) for name, g in spec.groups.items()}
 
-    def _critic(self, agents: int, inputs: int, outputs: int, generator: torch.Generator) -> AgentNet:
+    def _critic(self, agents: int, inputs: tuple[Block, ...], outputs: int, generator: torch.Generator) -> AgentNet:
         net = self.config.net
-        sizes = (inputs, *net.hidden, outputs)
-        critic = AgentNet(agents, sizes, shared=net.shared, identity=net.identity, generator=generator)
+        sizes = (sum(block.size for block in inputs), *net.hidden, outputs)
+        critic = AgentNet(
+            agents, sizes, shared=net.shared, identity=net.identity, generator=generator, blocks=inputs, conv=net.conv
+        )
         if net.orthogonal:
             orthogonal(critic, 1.0, generator)
         return critic
+
+    def _piece(self) -> int:
+        """Environment steps whose gradient one thread computes at a time."""
+        nets = [*(actor.net for actor in self.actors.values()), *self.critics.values()]
+        size = 4 * sum(net.num_agents * net.eyes.activations for net in nets)
+        return min(PIECE, max(PIECE_BYTES // size, 1)) if size else PIECE
 
     # Playing
 
@@ -281,14 +302,15 @@ class PPO:
             action={name: agents.action for name, agents in groups.items()},
             ended=batch.ended,
             alive=alive,
-            seen=self._seen(obs, memory, batch.state),
+            state=batch.state,
+            past=memory,
             counts=counts,
             log_prob=unknown,
             value=unknown,
             advantage=unknown,
             target=unknown,
         )
-        value = torch.cat(self.crew.map(self._judge_values, _pieces(lesson)), 1)
+        value = torch.cat(self.crew.map(self._judge_values, _pieces(lesson, self.piece)), 1)
         following = self.norm.restore(self._following(batch, value))
         value = self.norm.restore(value)
         ended = batch.ended.unsqueeze(-1)
@@ -304,8 +326,13 @@ class PPO:
         value, target = self.norm.normalise(value), self.norm.normalise(target)
         lesson = replace(lesson, value=value, advantage=advantage, target=target)
         if config.sequential or config.minibatches > 1:
-            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, _pieces(lesson)), 1)
+            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, _pieces(lesson, self.piece)), 1)
         return lesson
+
+    def _value(self, obs: Groups, memory: Groups, state: Tensor) -> Tensor:
+        """`[..., value]` in the networks' units."""
+        seen = self._seen(obs, memory, state)
+        return torch.cat([self.critics[name](x)[0].flatten(-2) for name, x in seen.items()], -1)
 
     def _seen(self, obs: Groups, memory: Groups, state: Tensor) -> Groups:
         """What each critic sees, `[..., agent, columns]`: with memory, also what the agents remember."""
@@ -317,10 +344,6 @@ class PPO:
         beside = {name: state.unsqueeze(-2).expand(*x.shape[:-1], -1) for name, x in obs.items()}
         return {name: _join([beside[name], obs[name], memory[name]]) for name in obs}
 
-    def _value(self, seen: Groups) -> Tensor:
-        """`[..., value]` in the networks' units."""
-        return torch.cat([self.critics[name](x)[0].flatten(-2) for name, x in seen.items()], -1)
-
     def _following(self, batch: Batch, value: Tensor) -> Tensor:
         """Values of the successors: the next step's; anew where that is another episode's, or there is none."""
         anew = batch.ended.clone()
@@ -331,7 +354,7 @@ class PPO:
             if self.config.net.memory:
                 memory[name] = self.actors[name].step(flat(agents.obs[anew], 2), memory[name])[1]
         following = torch.cat([value[1:], value[-1:]])
-        following[anew] = self._value(self._seen(obs, memory, batch.next_state[anew]))
+        following[anew] = self._value(obs, memory, batch.next_state[anew])
         return following
 
     def _sequences(self, lesson: Lesson) -> Lesson:
@@ -377,7 +400,7 @@ class PPO:
             found = iter(torch.autograd.grad(loss, parameters))
             return [learner.join([next(found) for _ in learner.parameters]) for learner in learners], metrics, log_prob
 
-        results = self.crew.map(gradients, _pieces(lesson))
+        results = self.crew.map(gradients, _pieces(lesson, self.piece))
         metrics = {name: torch.stack([m[name].detach() for _, m, _ in results]).sum() for name in results[0][1]}
         for k, learner in enumerate(learners):
             torch.sum(torch.stack([grads[k] for grads, _, _ in results]), 0, out=learner.grad)
@@ -408,7 +431,7 @@ class PPO:
         return {name: (part * alive).sum() / count for name, part in parts.items()}, now
 
     def _value_loss(self, lesson: Lesson, count: Tensor) -> Tensor:
-        value, limit = self._value(lesson.seen), self.config.value_clip
+        value, limit = self._value(lesson.obs, lesson.past, lesson.state), self.config.value_clip
         loss = self._error(value, lesson.target)
         if limit:
             held = lesson.value + (value - lesson.value).clamp(-limit, limit)
@@ -440,7 +463,7 @@ class PPO:
 
     @torch.no_grad()
     def _judge_values(self, lesson: Lesson) -> Tensor:
-        return self._value(lesson.seen)
+        return self._value(lesson.obs, lesson.past, lesson.state)
 
     @torch.no_grad()
     def _compound(self, lesson: Lesson, turn: Turn) -> None:
@@ -504,15 +527,18 @@ def _starts(spec: EnvSpec) -> list[int]:
 
 def _join(parts: list[Tensor]) -> Tensor:
     parts = [part for part in parts if part.shape[-1]]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    return parts[0] if len(parts) == 1 else torch.cat([real(part) for part in parts], -1)
 
 
-def _pieces(lesson: Lesson) -> list[Lesson]:
-    """The batch axis in even parts, the same on every machine: results do not depend on the number of threads."""
+def _pieces(lesson: Lesson, most: int) -> list[Lesson]:
+    """The batch axis in even parts, the same on every machine: results do not depend on the number of threads.
+
+    Of at most `most` environment steps, where a sequence is not longer.
+    """
     if lesson.ended.device.type != "cpu":
         return [lesson]
     time, size = lesson.ended.shape
-    count = min(max(math.ceil(time * size / PIECE), min(2, time * size // 400)), size)
+    count = min(max(math.ceil(time * size / most), min(2, time * size // 400)), size)
     edges = [size * k // count for k in range(count + 1)]
     return [tree.index(lesson, (ALL, slice(*edges[k : k + 2]))) for k in range(count)]
 

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
-from shoal.nets.dense import AgentNet, flat
+from shoal.nets.conv import Block, Eyes, Kind, flat, real
+from shoal.nets.dense import AgentNet
 from shoal.nets.mixers import Joint, Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay
@@ -48,6 +49,8 @@ class Net:
     """One set of weights for all agents of a group instead of one each."""
     identity: bool = True
     """Tell agents that share weights apart by a number in their input."""
+    conv: Kind = "auto"
+    """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,13 @@ class ValueDecomposition:
         self.length = config.sequence or (25 if config.net.memory else 1)
         generator = torch.Generator().manual_seed(seed)
         self.nets = {name: self._net(name, generator) for name in spec.groups}
+        self.eyes = self._eyes(generator)
         self.mixer, self.joint = self._mixer(generator), self._joint(generator)
-        learned = self.nets, self.mixer, self.joint
-        followers = self.target_nets, self.target_mixer, self.target_joint = copy.deepcopy(learned)
+        learned = self.nets, self.eyes, self.mixer, self.joint
+        followers = self.target_nets, self.target_eyes, self.target_mixer, self.target_joint = copy.deepcopy(learned)
         self.module, self.target = (
-            nn.ModuleDict({"agents": nn.ModuleDict(nets), "mixer": mixer, "joint": joint}).to(self.device)
-            for nets, mixer, joint in (learned, followers)
+            nn.ModuleDict({"agents": nn.ModuleDict(nets), "eyes": eyes, "mixer": mixer, "joint": joint}).to(self.device)
+            for nets, eyes, mixer, joint in (learned, followers)
         )
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
         self.target_vector = optim.flatten(self.target)[0]
@@ -130,27 +134,31 @@ class ValueDecomposition:
         group, net = self.spec.groups[name], self.config.net
         sizes = (group.obs_size, *net.hidden, group.action.size)
         return AgentNet(
-            group.num_agents, sizes, shared=net.shared, identity=net.identity, memory=net.memory, generator=generator
-        )
+            group.num_agents, sizes, shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
+            blocks=(Block(group.obs_shape),), conv=net.conv,
+        )  # fmt: skip
+
+    def _eyes(self, generator: torch.Generator) -> Eyes:
+        """What the mixer and Q* see of the state: where it is everybody's pictures, their features."""
+        if self.spec.state_size or not self._reads_state:
+            return Eyes((Block((self.spec.state_size,)),), self.config.net.conv, 1, generator)
+        blocks = tuple(Block(g.obs_shape, g.num_agents) for g in self.spec.groups.values())
+        return Eyes(blocks, self.config.net.conv, 1, generator)
 
     def _mixer(self, generator: torch.Generator) -> nn.Module:
         if self.config.mixer == "monotonic":
-            return Monotonic(self.spec.num_agents, self._state_size, self.config.embed, self.config.hyper, generator)
+            return Monotonic(self.spec.num_agents, self.eyes.size, self.config.embed, self.config.hyper, generator)
         return Sum() if self.config.mixer == "sum" else nn.Identity()
 
     def _joint(self, generator: torch.Generator) -> nn.Module:
         if self.config.weight == 1:
             return nn.Identity()
         action_size = sum(g.num_agents * g.action.size for g in self.spec.groups.values())
-        return Joint(self._state_size + action_size, self.config.hyper, generator)
+        return Joint(self.eyes.size + action_size, self.config.hyper, generator)
 
     @property
     def _reads_state(self) -> bool:
         return self.config.mixer == "monotonic" or self.config.weight != 1
-
-    @property
-    def _state_size(self) -> int:
-        return self.spec.state_size or sum(g.num_agents * g.obs_size for g in self.spec.groups.values())
 
     # Playing
 
@@ -263,8 +271,10 @@ class ValueDecomposition:
         values = [value]
         if self.config.mixer != "none":
             state, next_state = self._states(batch)
+            state = self.eyes(state)
             values = [self.mixer(value, state).unsqueeze(-1)]
             with torch.no_grad():
+                next_state = self.target_eyes(next_state)
                 next_value = self.target_mixer(next_value, next_state).unsqueeze(-1)
             if self.config.weight != 1:
                 values.append(self.joint(state, _flat_cat(chosen)).unsqueeze(-1))
@@ -292,7 +302,7 @@ class ValueDecomposition:
         if self.spec.state_size or not self._reads_state:
             return batch.state, batch.next_state
         groups = batch.groups.values()
-        return _flat_cat([a.obs for a in groups]), _flat_cat([a.next_obs for a in groups])
+        return _flat_cat([real(a.obs) for a in groups]), _flat_cat([real(a.next_obs) for a in groups])
 
     # Saving
 
