@@ -44,8 +44,8 @@ def open_run(directory: Path) -> Run:
 def build(run: Run, spec: EnvSpec) -> Algorithm:
     """The run's algorithm for the groups it learns of an environment with `spec`, untrained."""
     preset = registry.algorithm(run.algorithm)
-    groups = {name: group for name, group in spec.groups.items() if name not in opponents(run.settings.opponents)}
-    spec = EnvSpec(groups, spec.state_size)
+    others = opponents(run.settings.opponents)
+    spec = spec.part(name for name in spec.groups if name not in others)
     return preset.build(spec, run.config, seed=run.settings.seed, device=run.settings.device)
 
 

@@ -37,8 +37,9 @@ def allocate(spec: EnvSpec, lead: tuple[int, ...], memory_sizes: dict[str, int])
             next_obs=torch.zeros((*shape, *group.obs_shape), dtype=dtype),
             next_legal=torch.zeros((*shape, legal_size), dtype=torch.bool),
         )
-    state = torch.zeros((*lead, spec.state_size))
-    return Batch(groups, state, torch.zeros_like(state), torch.zeros(lead, dtype=torch.bool))
+    state, next_state = (torch.zeros((*lead, spec.state_size)) for _ in range(2))
+    hears, next_hears = (torch.zeros((*lead, *spec.hears), dtype=torch.bool) for _ in range(2))
+    return Batch(groups, state, next_state, torch.zeros(lead, dtype=torch.bool), hears, next_hears)
 
 
 def num_bytes(batch: Batch) -> int:
@@ -106,6 +107,7 @@ class Replay:
         generator: draws the samples; its state belongs to the checkpoint.
         length: steps in a sequence; 0: single transitions, without a time axis.
         with_state: also keep the global state, for algorithms that read it.
+        with_hears: also keep who hears whom, for agents that talk.
         memory: width of the agents' memory, kept with every step so that a sequence can start anywhere.
         priority: exponent alpha of prioritised replay (Schaul et al. 2016, arXiv 1511.05952); 0: uniform.
         correction: exponent beta of its importance weights.
@@ -126,6 +128,7 @@ class Replay:
         generator: torch.Generator,
         length: int = 0,
         with_state: bool = False,
+        with_hears: bool = False,
         memory: int = 0,
         priority: float = 0.0,
         correction: float = 0.0,
@@ -142,7 +145,7 @@ class Replay:
         self.warmup = max(warmup, batch_size, num_envs * self.length)
         self.generator = generator
         self.rollout_steps = min(max(1, update_every // num_envs), rows)
-        spec = spec if with_state else EnvSpec(spec.groups, 0)
+        spec = EnvSpec(spec.groups, spec.state_size * with_state, spec.hears if with_hears else (0, 0))
         sizes = dict.fromkeys(spec.groups, memory)
         refuse_what_does_not_fit(spec, sizes, rows * num_envs, "replay", "buffer_size")
         self.storage = allocate(spec, (rows, num_envs), sizes)

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shoal import actions, explore, optim, tree
+from shoal.nets import together
+from shoal.nets.comm import Talk, Way
 from shoal.nets.conv import Block, Kind, flat, real
 from shoal.nets.dense import AgentNet, orthogonal
 from shoal.nets.mlp import ALL
@@ -61,6 +63,14 @@ class Net:
     """Tell agents that share weights apart by a number in their input: where what they see does not."""
     conv: Kind = "auto"
     """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
+    comm: Way = "none"
+    """How agents talk before they act: none, mean (CommNet), attention (TarMAC), gated (after IC3Net)."""
+    message: int = 32
+    """Numbers in a message."""
+    rounds: int = 1
+    """Messages of each agent in each step."""
+    heads: int = 1
+    """Of attention."""
     orthogonal: bool = True
     """Draw initial weights orthogonal, with biases 0."""
     gain: float = 0.01
@@ -134,7 +144,7 @@ class Actor(nn.Module):
         self.net = AgentNet(
             group.num_agents, (group.obs_size, *net.hidden, size * (1 + (self.box and net.std_of_state))),
             shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
-            blocks=(Block(group.obs_shape),), conv=net.conv,
+            blocks=(Block(group.obs_shape),), conv=net.conv, talk=Talk(net.comm, net.message, net.rounds, net.heads),
         )  # fmt: skip
         if net.orthogonal:
             orthogonal(self.net, net.gain, generator)
@@ -142,16 +152,8 @@ class Actor(nn.Module):
             copies = 1 if net.shared else group.num_agents
             self.log_std = nn.Parameter(torch.full((copies, size), math.log(net.std)))
 
-    def forward(self, obs: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> Tensor:
-        """Of a sequence (see `AgentNet.unroll`), what `actions` reads: logits, or means and log standard deviations."""
-        return self._spread(self.net.unroll(obs, memory, ended, agents)[0], agents)
-
-    def step(self, obs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """In play (see `AgentNet.step`): the same, and memory."""
-        out, after = self.net.step(obs, memory)
-        return self._spread(out, ALL), after
-
-    def _spread(self, out: Tensor, agents: slice) -> Tensor:
+    def spread(self, out: Tensor, agents: slice = ALL) -> Tensor:
+        """From the net's output to what `actions` reads: logits, or means and log standard deviations."""
         if not self.box:
             return out
         log_std = self.log_std if self.net.shared else self.log_std[agents]
@@ -168,6 +170,7 @@ class Lesson:
     memory: Groups
     action: Groups
     ended: Tensor
+    hears: Tensor
     alive: Tensor
     """`[time, batch, column]`."""
     state: Tensor
@@ -201,6 +204,7 @@ class PPO:
         actors = {name: Actor(group, config.net, generator) for name, group in spec.groups.items()}
         critics = {name: self._critic(*inputs, generator) for name, inputs in self._critic_inputs().items()}
         self.actors, self.critics = actors, critics
+        self.nets = {name: actor.net for name, actor in actors.items()}
         self.modules = [nn.ModuleDict(nets).to(self.device) for nets in (actors, critics)]
         self.norm = ValueNorm(config.value_decay, self.num_values).to(self.device)
         self.actor_optimizers = {
@@ -248,11 +252,12 @@ class PPO:
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         view, memory = tree.to(view, self.device), tree.to(memory, self.device)
         chosen, remembered = {}, {}
+        nets = {name: self.nets[name] for name in view.obs}
+        found, after = together.step(nets, {n: flat(obs, 2) for n, obs in view.obs.items()}, memory, view.hears)
         for name in view.obs:
-            space, legal = self.spec.groups[name].action, view.legal[name]
-            out, after = self.actors[name].step(flat(view.obs[name], 2), memory[name])
+            space, legal, out = self.spec.groups[name].action, view.legal[name], self.actors[name].spread(found[name])
             drawn = actions.sample(space, out, legal, self.sampler) if explore else actions.greedy(space, out, legal)
-            chosen[name], remembered[name] = drawn.cpu(), after.cpu()
+            chosen[name], remembered[name] = drawn.cpu(), after[name].cpu()
         if explore:
             self.env_steps += len(view.state)
         return chosen, remembered
@@ -301,6 +306,7 @@ class PPO:
             memory=memory,
             action={name: agents.action for name, agents in groups.items()},
             ended=batch.ended,
+            hears=batch.hears,
             alive=alive,
             state=batch.state,
             past=memory,
@@ -352,7 +358,8 @@ class PPO:
         for name, agents in batch.groups.items():
             obs[name], memory[name] = flat(agents.next_obs[anew], 2), agents.memory[anew]
             if self.config.net.memory:
-                memory[name] = self.actors[name].step(flat(agents.obs[anew], 2), memory[name])[1]
+                x = flat(agents.obs[anew], 2).unsqueeze(0)
+                memory[name] = self.nets[name].features(x, memory[name], anew[anew].unsqueeze(0))[1][0]
         following = torch.cat([value[1:], value[-1:]])
         following[anew] = self._value(obs, memory, batch.next_state[anew])
         return following
@@ -444,14 +451,17 @@ class PPO:
 
     def _judge(self, lesson: Lesson, turn: Turn) -> tuple[Tensor, Tensor]:
         """Log-probabilities of what was done and entropies, `[time, batch, column]`, by the policies as they are."""
+        obs, memory, legal, action = (
+            {name: x[name] if agents == ALL else x[name][:, :, agents] for name, agents in turn.items()}
+            for x in (lesson.obs, lesson.memory, lesson.legal, lesson.action)
+        )
+        nets, some = {name: self.nets[name] for name in turn}, next(iter(turn.values()))
+        start = {name: rows[0] for name, rows in memory.items()}
+        out = together.unroll(nets, obs, start, lesson.ended, lesson.hears, some)[0]
         found = []
         for name, agents in turn.items():
-            obs, memory, legal, action = (
-                x[name] if agents == ALL else x[name][:, :, agents]
-                for x in (lesson.obs, lesson.memory, lesson.legal, lesson.action)
-            )
-            out = self.actors[name](obs, memory[0], lesson.ended, agents)
-            found.append(actions.likelihood(self.spec.groups[name].action, out, action, legal))
+            read = self.actors[name].spread(out[name], agents)
+            found.append(actions.likelihood(self.spec.groups[name].action, read, action[name], legal[name]))
         if len(found) == 1:
             return found[0]
         return torch.cat([log_prob for log_prob, _ in found], -1), torch.cat([entropy for _, entropy in found], -1)
@@ -507,8 +517,11 @@ class PPO:
 def _check(spec: EnvSpec, config: Config) -> None:
     if config.sequential and config.net.shared:
         raise ShoalError("agents that learn one after the other need weights of their own: set net.shared to False")
-    if config.net.memory and not config.net.hidden:
-        raise ShoalError("a network with memory needs a hidden layer before it: set net.hidden to 64, say")
+    if config.sequential and config.net.comm != "none":
+        raise ShoalError(
+            "agents that learn one after the other must leave each other's policies as they are, and what one says "
+            "changes what others do: set net.comm to none, or use mappo"
+        )
     if config.net.std <= 0:
         raise ShoalError(f"net.std must be positive, not {config.net.std}")
     for name in ("batch_steps", "epochs", "minibatches"):

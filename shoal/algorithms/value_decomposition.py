@@ -30,13 +30,15 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
+from shoal.nets import together
+from shoal.nets.comm import Talk, Way
 from shoal.nets.conv import Block, Eyes, Kind, flat, real
 from shoal.nets.dense import AgentNet
 from shoal.nets.mixers import Joint, Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay
 from shoal.returns import mean_weights, n_step, outcome
-from shoal.types import Agents, Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
+from shoal.types import Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ class Net:
     """Tell agents that share weights apart by a number in their input."""
     conv: Kind = "auto"
     """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
+    comm: Way = "none"
+    """How agents talk before they act: none, mean (CommNet), attention (TarMAC), gated (after IC3Net)."""
+    message: int = 32
+    """Numbers in a message."""
+    rounds: int = 1
+    """Messages of each agent in each step."""
+    heads: int = 1
+    """Of attention."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ class ValueDecomposition:
         sizes = (group.obs_size, *net.hidden, group.action.size)
         return AgentNet(
             group.num_agents, sizes, shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
-            blocks=(Block(group.obs_shape),), conv=net.conv,
+            blocks=(Block(group.obs_shape),), conv=net.conv, talk=Talk(net.comm, net.message, net.rounds, net.heads),
         )  # fmt: skip
 
     def _eyes(self, generator: torch.Generator) -> Eyes:
@@ -170,10 +180,11 @@ class ValueDecomposition:
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         view, memory = tree.to(view, self.device), tree.to(memory, self.device)
         epsilon, chosen, remembered = self.epsilon if explore else 0.0, {}, {}
+        nets = {name: self.nets[name] for name in view.obs}
+        q, after = together.step(nets, {n: flat(obs, 2) for n, obs in view.obs.items()}, memory, view.hears)
         for name in view.obs:
-            q, after = self.nets[name].step(flat(view.obs[name], 2), memory[name])
-            chosen[name] = self._choose(name, q, view.legal[name], epsilon).cpu()
-            remembered[name] = after.cpu()
+            chosen[name] = self._choose(name, q[name], view.legal[name], epsilon).cpu()
+            remembered[name] = after[name].cpu()
         if explore:
             self.env_steps += len(view.state)
         return chosen, remembered
@@ -205,6 +216,7 @@ class ValueDecomposition:
             generator=torch.Generator().manual_seed(self.seed),
             length=config.burn_in + self.length + config.n_step - 1,
             with_state=self._reads_state,
+            with_hears=config.net.comm != "none",
             memory=config.net.memory,
             priority=config.priority,
             correction=config.correction,
@@ -248,7 +260,7 @@ class ValueDecomposition:
             return memory
         ended = batch.ended[:steps]
         for name, agents in batch.groups.items():
-            after = nets[name].unroll(flat(agents.obs[:steps], 3), memory[name], ended)[1][-1]
+            after = nets[name].features(flat(agents.obs[:steps], 3), memory[name], ended)[1][-1]
             memory[name] = after * ~ended[-1].view(-1, 1, 1)
         return memory
 
@@ -258,12 +270,12 @@ class ValueDecomposition:
         For IQL `[time, batch, agent]`.
         """
         taken, following, chosen, next_chosen = [], [], [], []
+        q, next_q, target_q = self._q(batch, start, target_start)
         for name, agents in batch.groups.items():
             space = self.spec.groups[name].action
-            q, next_q, target_q = self._q(name, agents, batch.ended, start[name], target_start[name])
-            next_action = actions.greedy(space, next_q, agents.next_legal)
-            taken.append(_pick(q, agents.action) * agents.present)
-            following.append(_pick(target_q, next_action).masked_fill(agents.terminated, 0.0))
+            next_action = actions.greedy(space, next_q[name], agents.next_legal)
+            taken.append(_pick(q[name], agents.action) * agents.present)
+            following.append(_pick(target_q[name], next_action).masked_fill(agents.terminated, 0.0))
             if self.config.weight != 1:
                 chosen.append(actions.encode(space, agents.action) * agents.present.unsqueeze(-1))
                 next_chosen.append(actions.encode(space, next_action) * ~agents.terminated.unsqueeze(-1))
@@ -284,17 +296,20 @@ class ValueDecomposition:
         ended, next_value = batch.ended.unsqueeze(-1), self.norm.restore(next_value)
         return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step), present
 
-    def _q(
-        self, name: str, agents: Agents, ended: Tensor, start: Tensor, target_start: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _q(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[Groups, Groups, Groups]:
         """Values of the steps; and of their successors, without gradient, by which to choose and by which to judge."""
-        obs, next_obs = flat(agents.obs, 3), flat(agents.next_obs, 3)
-        net, target = self.nets[name], self.target_nets[name]
-        q, after = net.unroll(obs, start, ended)
+        obs = {name: flat(agents.obs, 3) for name, agents in batch.groups.items()}
+        next_obs = {name: flat(agents.next_obs, 3) for name, agents in batch.groups.items()}
+        ended, hears, next_hears = batch.ended, batch.hears, batch.next_hears
+        q, after = together.unroll(self.nets, obs, start, ended, hears)
         with torch.no_grad():
-            past = target.unroll(obs, target_start, ended) if target.memory else (q, after)  # of which nothing is used
-            target_q = target.foresee(next_obs, *past, ended)
-            next_q = net.foresee(next_obs, q, after, ended) if self.config.double else target_q
+            past = q, after  # without memory nothing of it is used
+            if self.config.net.memory:
+                past = together.unroll(self.target_nets, obs, target_start, ended, hears)
+            target_q = together.foresee(self.target_nets, next_obs, *past, ended, next_hears)
+            next_q = target_q
+            if self.config.double:
+                next_q = together.foresee(self.nets, next_obs, q, after, ended, next_hears)
         return q, next_q, target_q
 
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -335,8 +350,6 @@ def _check(spec: EnvSpec, config: Config) -> None:
         raise ShoalError("weight is for the value of a team: set mixer to monotonic or sum, or weight to 1")
     if not 0 <= config.weight <= 1:
         raise ShoalError(f"weight must be between 0 and 1, not {config.weight}")
-    if config.net.memory and not config.net.hidden:
-        raise ShoalError("a network with memory needs a hidden layer before it: set net.hidden to 64, say")
     if config.n_step < 1 or config.sequence < 0 or config.burn_in < 0:
         raise ShoalError("n_step must be at least 1, sequence and burn_in must not be negative")
 

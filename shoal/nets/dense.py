@@ -12,9 +12,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from shoal.nets.comm import Channel, Talk
 from shoal.nets.conv import Block, Eyes, Kind, real
 from shoal.nets.gru import Gru
 from shoal.nets.mlp import ALL, Mlp
+from shoal.types import ShoalError
+
+SILENT = Talk()
 
 
 @torch.no_grad()
@@ -22,18 +26,19 @@ def orthogonal(net: AgentNet, gain: float, generator: torch.Generator) -> None:
     """Draw all weights anew, orthogonal (Saxe et al. 2014, arXiv 1312.6120), with biases 0.
 
     Hidden layers have the gain sqrt(2), which keeps a ReLU layer's variance; a recurrent unit's matrices 1, each gate's
-    for itself; the last layer `gain`.
+    for itself; a channel's see there; the last layer `gain`.
     """
     for convolution in net.eyes.convs.values():
         for weight, bias in convolution.layers:
             bias.zero_()
             for copy in weight:
                 nn.init.orthogonal_(copy, math.sqrt(2), generator=generator)
-    perceptrons = [*net.mlp.layers, *(net.head.layers if net.memory else [])]
+    perceptrons = [*net.mlp.layers, *(net.head.layers if net.split else [])]
     for k, (weight, bias) in enumerate(perceptrons):
         bias.zero_()
         for copy in weight:
             nn.init.orthogonal_(copy, gain if k == len(perceptrons) - 1 else math.sqrt(2), generator=generator)
+    net.channel.orthogonal(generator)
     if net.memory:
         for weight, bias in net.gru.layers:
             bias.zero_()
@@ -62,7 +67,8 @@ class AgentNet(nn.Module):
     """One network per agent, or one for all: `[..., batch, agent, in] -> [ensemble, ..., batch, agent, out]`.
 
     A perceptron; or, with memory, a perceptron, a gated recurrent unit and a linear layer. Pictures among the inputs go
-    through convolutions first.
+    through convolutions first. Agents that talk do so before the last layer, with those of other groups too: their
+    networks are evaluated by `together`.
 
     Args:
         num_agents: length of the agent axis.
@@ -73,6 +79,7 @@ class AgentNet(nn.Module):
         memory: width of the recurrent unit; 0: none.
         blocks: what the inputs are, in their order, where there may be pictures among them.
         conv: kind of the convolutions.
+        talk: how agents communicate.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class AgentNet(nn.Module):
         memory: int = 0,
         blocks: tuple[Block, ...] = (),
         conv: Kind = "auto",
+        talk: Talk = SILENT,
     ) -> None:
         super().__init__()
         self.num_agents, self.shared, self.ensemble, self.size = num_agents, shared, ensemble, sizes[0]
@@ -98,55 +106,63 @@ class AgentNet(nn.Module):
         blocks = (*(blocks or (Block((sizes[0],)),)), Block((self.identity.shape[1],)))
         self.eyes = Eyes(blocks, conv, copies, generator)
         sizes = (self.eyes.size, *sizes[1:])
-        if not memory:
-            self.mlp = Mlp(sizes, copies, generator)
-            return
-        self.mlp = Mlp(sizes[:-1], copies, generator)
-        self.gru = Gru(sizes[-2], memory, copies, generator)
-        self.head = Mlp((memory, sizes[-1]), copies, generator)
+        self.split = bool(memory) or talk.kind != "none"  # whether something comes before the last layer
+        if self.split and len(sizes) < 3:
+            what = "with memory" if memory else "that talks"
+            raise ShoalError(f"a network {what} needs a hidden layer before it: set net.hidden to 64, say")
+        self.mlp = Mlp(sizes[:-1] if self.split else sizes, copies, generator)
+        width = memory or sizes[-2]
+        if memory:
+            self.gru = Gru(sizes[-2], memory, copies, generator)
+        self.channel = Channel(talk, width, num_agents, shared, generator)
+        if self.split:
+            self.head = Mlp((width, sizes[-1]), copies, generator)
 
     def forward(self, x: Tensor, agents: slice = ALL) -> Tensor:
-        """Of all agents; or of those `agents` whose inputs are in `x`, where each has weights of its own."""
-        return self._outward(self.mlp(self._seen(x, agents), agents), x.shape[:-1])
+        """Of all agents, or of those `agents` whose inputs are in `x`."""
+        return self._outward(self.mlp(self._seen(x, agents), self._copies(agents)), x.shape[:-1])
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """In play: `[batch, agent, in]` and memory `[batch, agent, width]` -> `[batch, agent, out]` and memory."""
-        if not self.memory:
-            return self(x)[0], memory
-        hidden = self.mlp(self._seen(x)).relu_()
-        keep = torch.ones(1, hidden.shape[1], dtype=torch.bool, device=x.device)
-        after = self.gru(hidden.unsqueeze(1), self._inward(memory.unsqueeze(0)), keep).squeeze(1)
-        return self._outward(self.head(after), x.shape[:-1])[0], self._outward(after, x.shape[:-1])[0]
+        going_on = torch.zeros(1, len(x), dtype=torch.bool, device=x.device)
+        out, after = self.unroll(x.unsqueeze(0), memory, going_on)
+        return out[0], after[0]
 
     def unroll(self, x: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> tuple[Tensor, Tensor]:
         """A sequence: `[time, batch, agent, in]` -> outputs and memory after each step, `[time, batch, agent, ...]`.
+
+        Of agents that do not talk.
 
         Args:
             memory: before the first step, `[batch, agent, width]`.
             ended: `[time, batch]` bool; the next step starts another episode, with memory 0.
             agents: see `forward`.
         """
+        assert not self.channel.rounds
+        features, after = self.features(x, memory, ended, agents)
+        return self.decide(features, agents), after
+
+    def features(self, x: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> tuple[Tensor, Tensor]:
+        """What comes before talking and the last layer, `[time, batch, agent, width]`, and memory as of `unroll`."""
+        if not self.split:
+            return x, memory.expand(len(x), *memory.shape)
+        some = self._copies(agents)
+        hidden = self.mlp(self._seen(x, agents), some).relu_()
         if not self.memory:
-            return self(x, agents)[0], memory.expand(len(x), *memory.shape)
-        time, rows = len(x), x.shape[1] * (self.num_agents if self.shared else 1)
-        hidden = self.mlp(self._seen(x, agents), agents).relu_().unflatten(1, (time, rows))
+            return self._outward(hidden, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
         keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
         if self.shared:
-            keep = keep.repeat_interleave(self.num_agents, 1)
-        after = self.gru(hidden, self._inward(memory.unsqueeze(0)), keep, agents).flatten(1, 2)
-        return self._outward(self.head(after, agents), x.shape[:-1])[0], self._outward(after, x.shape[:-1])[0]
+            keep = keep.repeat_interleave(x.shape[2], 1)
+        after = self.gru(hidden.unflatten(1, keep.shape), self._inward(memory.unsqueeze(0)), keep, some)
+        after = self._outward(after.flatten(1, 2), x.shape[:-1])[0]
+        return after, after
 
-    def foresee(self, next_x: Tensor, out: Tensor, after: Tensor, ended: Tensor) -> Tensor:
-        """Outputs for the successors of the steps that `unroll` went through, `[time, batch, agent, out]`.
-
-        Each is the next step's output; except where that is another episode's, or there is none: computed anew there.
-        """
-        if not self.memory:
-            return self.step(next_x, after)[0]
-        anew = torch.cat([ended[:-1], torch.ones_like(ended[-1:])])
-        following = torch.cat([out[1:], out[-1:]])
-        following[anew] = self.step(next_x[anew], after[anew])[0]
-        return following
+    def decide(self, features: Tensor, agents: slice = ALL) -> Tensor:
+        """What comes after it: `[..., agent, width] -> [..., agent, out]`."""
+        if not self.split:
+            return self.forward(features, agents)[0]
+        out = self.head(self._rows(features), self._copies(agents))
+        return self._outward(out, features.shape[:-1])[0]
 
     @torch.no_grad()
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -156,13 +172,20 @@ class AgentNet(nn.Module):
 
     # Inward: from [..., agent, size] to [copies, rows, size]; outward: back
 
+    def _copies(self, agents: slice) -> slice:
+        """Whose weights these are."""
+        return ALL if self.shared else agents
+
     def _seen(self, x: Tensor, agents: slice = ALL) -> Tensor:
-        inward: Tensor = self.eyes(self._input_inward(x), agents)
+        inward: Tensor = self.eyes(self._input_inward(x, agents), self._copies(agents))
         return inward
 
-    def _input_inward(self, x: Tensor) -> Tensor:
+    def _input_inward(self, x: Tensor, agents: slice = ALL) -> Tensor:
         if self.identity.shape[1]:
-            x = torch.cat([real(x), self.identity.expand(*x.shape[:-1], -1)], dim=-1)
+            x = torch.cat([real(x), self.identity[agents].expand(*x.shape[:-1], -1)], dim=-1)
+        return self._rows(x)
+
+    def _rows(self, x: Tensor) -> Tensor:
         if self.shared:
             x = x.reshape(1, -1, x.shape[-1])
             return x.expand(self.ensemble, -1, -1) if self.ensemble > 1 else x

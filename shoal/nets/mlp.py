@@ -62,3 +62,19 @@ class Mlp(nn.Module):
 
 def _through_relu(grad: Tensor, output: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.default(grad, output, 0.0)  # type: ignore[no-any-return]
+
+
+class Each(nn.Module):
+    """A perceptron for each agent, or one for all: `[..., agent, in] -> [..., agent, out]`."""
+
+    def __init__(self, sizes: tuple[int, ...], num_agents: int, shared: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shared = shared
+        self.mlp = Mlp(sizes, 1 if shared else num_agents, generator)
+
+    def forward(self, x: Tensor, agents: slice = ALL) -> Tensor:
+        """Of all agents, or of those `agents` whose inputs are in `x`."""
+        if self.shared:
+            return self.mlp(x.reshape(1, -1, x.shape[-1])).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        out = self.mlp(x.flatten(0, -3).transpose(0, 1), agents)
+        return out.transpose(0, 1).unflatten(0, x.shape[:-2])  # type: ignore[no-any-return]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from shoal import tree
-from shoal.types import EnvSpec, Groups, Policy, ShoalError, Stateful, Step, Tree, VecEnv, View
+from shoal.types import Groups, Policy, ShoalError, Stateful, Step, Tree, VecEnv, View
 
 
 def part(view: View, groups: list[str]) -> View:
-    """What some groups are shown."""
-    return View({g: view.obs[g] for g in groups}, {g: view.legal[g] for g in groups}, view.state)
+    """What some groups are shown. Those of other groups they do not hear."""
+    hears = view.hears
+    if hears.shape[-1] and len(groups) < len(view.obs):
+        ends = itertools.accumulate(obs.shape[1] for obs in view.obs.values())
+        places = {g: range(end - view.obs[g].shape[1], end) for g, end in zip(view.obs, ends, strict=True)}
+        columns = [k for g in groups for k in places[g]]
+        hears = hears[..., columns]
+        hears = hears if hears.shape[1] == 1 else hears[:, columns]
+    return View({g: view.obs[g] for g in groups}, {g: view.legal[g] for g in groups}, view.state, hears)
 
 
 class Team:
@@ -67,7 +76,7 @@ class Against:
             raise ShoalError("every group has an opponent's policy: nobody is left to learn")
         self.env, self.team = env, Team(opponents)
         self.num_envs = env.num_envs
-        self.spec = EnvSpec({g: env.spec.groups[g] for g in self.mine}, env.spec.state_size)
+        self.spec = env.spec.part(self.mine)
         self.start = self.memory = self.team.initial_memory(self.num_envs)
         self.theirs = View({}, {}, torch.zeros(0))
 
@@ -97,7 +106,8 @@ class Against:
 
     def state_dict(self) -> Tree:
         env = self.env.state_dict() if isinstance(self.env, Stateful) else None
-        shown = {"obs": self.theirs.obs, "legal": self.theirs.legal, "state": self.theirs.state}
+        theirs = self.theirs
+        shown = {"obs": theirs.obs, "legal": theirs.legal, "state": theirs.state, "hears": theirs.hears}
         return {"env": env, "memory": self.memory, "shown": shown}
 
     def load_state_dict(self, state: Tree) -> None:
