@@ -167,13 +167,15 @@ def test_values_of_pictures_have_eyes_and_learn_with_them(value: str) -> None:
     assert all(not torch.equal(p, after[name]) for name, p in before.items())
 
 
-def test_a_mixer_without_a_state_sees_pictures_through_convolutions() -> None:
+@pytest.mark.parametrize("memory", [0, 4])
+def test_a_mixer_without_a_state_sees_pictures_through_convolutions(memory: int) -> None:
     env = Quadrant(8, side=36)
-    algorithm = shoal.build("qmix", env.spec, warmup=8, batch_size=8, update_every=8)
+    net = {"memory": memory}
+    algorithm = shoal.build("qmix", env.spec, warmup=8, batch_size=8, update_every=8, sequence=3 * memory // 4, net=net)
     assert isinstance(algorithm, ValueDecomposition)
     assert algorithm.eyes.size == 2 * 64
     before = algorithm.eyes.convs[0].layers[0][0].clone()
-    for _ in train(algorithm, env, 32):
+    for _ in train(algorithm, env, 64):
         pass
     assert algorithm.updates > 1
     assert not torch.equal(before, algorithm.eyes.convs[0].layers[0][0])

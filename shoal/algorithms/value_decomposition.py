@@ -283,10 +283,10 @@ class ValueDecomposition:
         values = [value]
         if self.config.mixer != "none":
             state, next_state = self._states(batch)
-            state = self.eyes(state)
+            state = _look(self.eyes, state)
             values = [self.mixer(value, state).unsqueeze(-1)]
             with torch.no_grad():
-                next_state = self.target_eyes(next_state)
+                next_state = _look(self.target_eyes, next_state)
                 next_value = self.target_mixer(next_value, next_state).unsqueeze(-1)
             if self.config.weight != 1:
                 values.append(self.joint(state, _flat_cat(chosen)).unsqueeze(-1))
@@ -356,6 +356,12 @@ def _check(spec: EnvSpec, config: Config) -> None:
 
 def _pick(q: Tensor, action: Tensor) -> Tensor:
     return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+
+def _look(eyes: Eyes, state: Tensor) -> Tensor:
+    """`[time, batch, columns]` as the mixer sees it."""
+    seen: Tensor = eyes(state.flatten(0, 1).unsqueeze(0))
+    return seen.view(*state.shape[:-1], -1)
 
 
 def _flat_cat(parts: list[Tensor]) -> Tensor:
