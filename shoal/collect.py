@@ -129,7 +129,7 @@ class LocalCollector:
 
 
 def _view_tree(view: View) -> Tree:
-    return {"obs": view.obs, "legal": view.legal, "state": view.state}
+    return {"obs": view.obs, "legal": view.legal, "state": view.state, "hears": view.hears}
 
 
 def _store_view(row: Batch, view: View, memory: Groups) -> None:
@@ -141,6 +141,8 @@ def _store_view(row: Batch, view: View, memory: Groups) -> None:
             agents.memory.copy_(memory[name])
     if row.state.shape[-1]:
         row.state.copy_(view.state)
+    if row.hears.shape[-1]:
+        row.hears.copy_(view.hears)
 
 
 def _store_step(row: Batch, step: Step, actions: Groups) -> None:
@@ -154,4 +156,6 @@ def _store_step(row: Batch, step: Step, actions: Groups) -> None:
             agents.next_legal.copy_(step.successor.legal[name])
     if row.next_state.shape[-1]:
         row.next_state.copy_(step.successor.state)
+    if row.next_hears.shape[-1]:
+        row.next_hears.copy_(step.successor.hears)
     row.ended.copy_(step.ended)

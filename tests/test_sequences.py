@@ -14,6 +14,7 @@ from shoal.nets.dense import AgentNet
 from shoal.nets.gru import Gru, plain
 from shoal.nets.mixers import Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
+from shoal.nets.together import foresee
 from shoal.replay import Replay, SumTree, allocate
 from shoal.returns import n_step, td_target
 from shoal.types import Batch, Discrete, EnvSpec, GroupSpec, ShoalError
@@ -123,7 +124,8 @@ def test_foresee_is_a_step_on_the_successor(shared: bool) -> None:
     net, x, next_x, memory, ended = unrolled(shared)
     out, after = net.unroll(x, memory, ended)
     before = out.clone()
-    following = net.foresee(next_x, out, after, ended)
+    everyone = torch.zeros(TIME, ROWS, 0, 0, dtype=torch.bool)
+    following = foresee({"a": net}, {"a": next_x}, {"a": out}, {"a": after}, ended, everyone)["a"]
     for t in range(TIME):
         assert torch.allclose(following[t], net.step(next_x[t], after[t])[0], atol=1e-5)
     assert torch.equal(out, before)
