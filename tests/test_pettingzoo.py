@@ -13,11 +13,12 @@ import shoal
 from shoal import cli
 from shoal.envs import pettingzoo as suite
 from shoal.envs.check import problems
-from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.envs.common.serial import SerialEnvs
+from shoal.envs.common.spaces import AgentAdapter
 from shoal.types import Box, Discrete, Groups, ShoalError
 
 
-def act(env: ParallelEnvs, runner: float = 0.0, caller: int = 0) -> Groups:
+def act(env: SerialEnvs, runner: float = 0.0, caller: int = 0) -> Groups:
     callers = env.spec.groups["caller"].num_agents
     return {
         "runner": torch.full((env.num_envs, 2, 2), runner),
@@ -26,7 +27,7 @@ def act(env: ParallelEnvs, runner: float = 0.0, caller: int = 0) -> Groups:
 
 
 def test_groups_and_spaces(relay: Any) -> None:
-    env = ParallelEnvs(lambda: relay(callers=2), 3)
+    env = SerialEnvs(lambda: relay(callers=2), 3)
     runner, caller = env.spec.groups["runner"], env.spec.groups["caller"]
     assert (runner.agents, runner.obs_shape, runner.action) == (("runner_0", "runner_1"), (3,), Box(2))
     assert (caller.agents, caller.obs_shape, caller.action) == (("caller_0", "caller_1"), (2,), Discrete(3))
@@ -37,7 +38,7 @@ def test_groups_and_spaces(relay: Any) -> None:
 
 
 def test_actions_are_rescaled_and_offset(relay: Any) -> None:
-    env = ParallelEnvs(relay, 1)
+    env = SerialEnvs(relay, 1)
     env.reset(0)
     env.step(act(env, runner=0.5, caller=2))
     given = env.envs[0].last_actions
@@ -46,7 +47,7 @@ def test_actions_are_rescaled_and_offset(relay: Any) -> None:
 
 
 def test_rewards_and_successors(relay: Any) -> None:
-    env = ParallelEnvs(relay, 2)
+    env = SerialEnvs(relay, 2)
     number = env.reset(0).obs["caller"][:, 0, 0].clone()
     step = env.step(act(env, runner=1.0, caller=0))
     assert step.reward["runner"].tolist() == [[1.0, 1.0]] * 2
@@ -56,7 +57,7 @@ def test_rewards_and_successors(relay: Any) -> None:
 
 
 def test_agents_that_leave(relay: Any) -> None:
-    env = ParallelEnvs(relay, 1)
+    env = SerialEnvs(relay, 1)
     env.reset(0)
     steps = []
     for _ in range(8):
@@ -77,17 +78,17 @@ def test_agents_that_leave(relay: Any) -> None:
 
 
 def test_seeds_derive_from_environment_and_episode(relay: Any) -> None:
-    env = ParallelEnvs(relay, 6)
+    env = SerialEnvs(relay, 6)
     one, two = env.reset(3).obs["caller"].clone(), env.reset(3).obs["caller"].clone()
     assert torch.equal(one, two)
     numbers = [env.reset(seed).obs["caller"][0, 0, 0].item() for seed in range(20)]
     assert len(set(numbers)) == 3
-    alone = ParallelEnvs(relay, 1)
+    alone = SerialEnvs(relay, 1)
     assert torch.equal(alone.reset(3).obs["caller"][0], one[0])
 
 
 def test_state_brings_an_environment_back_into_its_episode(relay: Any) -> None:
-    one, two = ParallelEnvs(relay, 2), ParallelEnvs(relay, 2)
+    one, two = SerialEnvs(relay, 2), SerialEnvs(relay, 2)
     one.reset(0)
     for _ in range(9):
         one.step(act(one, caller=1))
@@ -104,7 +105,7 @@ def test_an_environment_that_does_not_repeat_itself_is_told_of(relay: Any) -> No
         def _observations(self) -> dict[str, Any]:
             return {a: o + np.random.default_rng().normal(size=o.shape) for a, o in super()._observations().items()}
 
-    one, two = ParallelEnvs(Restless, 1), ParallelEnvs(Restless, 1)
+    one, two = SerialEnvs(Restless, 1), SerialEnvs(Restless, 1)
     one.reset(0)
     with pytest.warns(UserWarning, match="does not repeat an episode"):
         two.load_state_dict(one.state_dict())
@@ -189,7 +190,7 @@ def test_check_env_names_the_fault_and_the_place(relay: Any, fault: str) -> None
 def test_check_env_accepts_what_is_right(relay: Any) -> None:
     shoal.check_env(relay())
     shoal.check_env(relay(callers=3))
-    shoal.check_env(ParallelEnvs(relay, 2))
+    shoal.check_env(SerialEnvs(relay, 2))
     shoal.check_env(shoal.make("tutorial/drift", 2, max_steps=7))
     shoal.check_env(shoal.make("mpe/simple_spread", 3))
 
@@ -209,7 +210,7 @@ def test_check_env_finds_a_reset_observation_passed_off_as_a_successor() -> None
 
 @pytest.mark.parametrize("fault", ["shape", "nan", "reward", "missing"])
 def test_the_adapter_refuses_what_would_poison_learning(relay: Any, fault: str) -> None:
-    env = ParallelEnvs(broken(relay, fault), 1, "relay")
+    env = SerialEnvs(broken(relay, fault), 1, "relay")
     env.reset(0)
     with pytest.raises(ShoalError, match="relay, environment 0, step"):
         for _ in range(6):
@@ -249,7 +250,7 @@ class Masked:
 
 
 def test_action_masks_and_flattened_observations() -> None:
-    env = ParallelEnvs(Masked, 2)
+    env = SerialEnvs(Masked, 2)
     assert env.spec.groups["player"].masked
     assert env.spec.groups["player"].obs_shape == (5,)  # one-hot of 3 and of 2
     view = env.reset(0)
@@ -260,15 +261,187 @@ def test_action_masks_and_flattened_observations() -> None:
     shoal.check_env(Masked())
 
 
-def test_pettingzoos_own_environments() -> None:
-    env = suite.make("butterfly/knights_archers_zombies", 1)
-    assert set(env.spec.groups) == {"archer", "knight"}
-    assert env.spec.groups["archer"].num_agents == 2
+class Informed(Masked):
+    """As `Masked`, with plain observations: the mask is in `info`."""
+
+    def observation_space(self, agent: str) -> Any:
+        return spaces.Box(0, 9, (1,), np.int64)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        return self._informed(super().reset()[0])[0::4]
+
+    def _informed(self, shown: Any, *others: Any) -> Any:
+        masks = {a: {"action_mask": o["action_mask"]} for a, o in shown.items()}
+        return {a: np.array([self.time]) for a in shown}, *(others or (0, 0, 0)), masks
+
+    def step(self, actions: dict[str, int]) -> Any:
+        return self._informed(*super().step(actions)[:4])
+
+
+def test_action_masks_in_info() -> None:
+    env = SerialEnvs(Informed, 2)
+    assert env.spec.groups["player"].masked
     env.reset(0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
+        step = env.step(suite.random_actions(env, generator))  # the environment asserts that they are legal
+    assert step.view.legal["player"][0, 0].tolist() == [False, False, True, False]
+    shoal.check_env(Informed())
+
+    class Late(Informed):
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            return super().reset()[0], {}
+
+        def step(self, actions: dict[str, int]) -> Any:
+            return super().step({"player_0": self.time % 4})
+
+    late = SerialEnvs(Late, 1)
+    late.reset(0)
+    with pytest.raises(ShoalError, match="step 1: info of player_0 has an action_mask"):
+        late.step({"player": torch.zeros(1, 1, dtype=torch.int64)})
+    with pytest.raises(ShoalError, match=r"that of reset\(\) had none"):
+        shoal.check_env(Late(), steps=1)
+
+
+def adapter(observation: Any = None, action: Any = None) -> AgentAdapter:
+    return AgentAdapter("a_0", observation or spaces.Box(0, 1, (2,)), action or spaces.Discrete(2))
+
+
+JOINT = {
+    "multi_discrete": (spaces.MultiDiscrete([2, 3], start=[0, 5]), 6),
+    "grid": (spaces.MultiDiscrete([[2, 3], [2, 2]]), 24),
+    "multi_binary": (spaces.MultiBinary(3), 8),
+    "tuple": (spaces.Tuple([spaces.Discrete(2, start=1), spaces.MultiBinary((2, 1))]), 8),
+    "dict": (spaces.Dict({"move": spaces.Discrete(3), "say": spaces.MultiDiscrete([2, 2])}), 12),
+}
+
+
+@pytest.mark.parametrize("kind", JOINT)
+def test_joint_choices_are_numbered(kind: str) -> None:
+    space, size = JOINT[kind]
+    one = adapter(action=space)
+    assert one.action == Discrete(size)
+    values = [one.write(np.int64(k)) for k in range(size)]
+    assert all(space.contains(value) for value in values)
+    assert len({str(value) for value in values}) == size
+
+
+def test_masks_of_joint_choices() -> None:
+    one = adapter(action=spaces.MultiDiscrete([2, 3]))
+    legal = one.read_mask(None, {"action_mask": (np.array([0, 1]), np.array([1, 0, 1]))})
+    assert [one.write(k).tolist() for k in np.flatnonzero(legal)] == [[1, 0], [1, 2]]
+    assert one.read_mask(None, {"action_mask": [1, 0, 0, 0, 0, 0]}).tolist() == [True] + [False] * 5
+    assert one.read_mask(None, {}) is None
+    with pytest.raises(ShoalError, match=r"action mask of a_0 has shape \(5,\): one entry for each of its 6"):
+        one.read_mask(None, {"action_mask": np.ones(5)})
+
+
+UNUSABLE = {
+    "too many choices": (None, spaces.MultiDiscrete([17, 17, 17]), "4,913 joint choices"),
+    "mixed": (None, spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1)]), "consists of discrete choices"),
+    "too long": (spaces.Discrete(70_000), None, "flattens to 70,000 numbers"),
+    "sequence": (spaces.Dict({"a": spaces.Sequence(spaces.Discrete(2))}), None, "cannot be flattened"),
+    "mask only": (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), None, "its action mask and nothing else"),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_spaces_that_cannot_be_used_are_refused(what: str) -> None:
+    observation, action, message = UNUSABLE[what]
+    with pytest.raises(ShoalError, match=message):
+        adapter(observation, action)
+    adapter(action=spaces.Discrete(5000))  # one choice may have many numbers
+
+
+PICTURES = {
+    "colour": ((4, 5, 3), (4, 5, 3)),
+    "grey": ((4, 5), (4, 5, 1)),
+    "channels first": ((3, 4, 5), (4, 5, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_stay_bytes(kind: str) -> None:
+    shape, wanted = PICTURES[kind]
+    one = adapter(spaces.Box(0, 255, shape, np.uint8))
+    assert (one.image, one.obs_shape) == (True, wanted)
+    picture = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    seen = one.read(picture)
+    assert seen.dtype == np.uint8
+    assert seen.shape == wanted
+    assert seen[2, 1, -1] == (picture[-1, 2, 1] if kind == "channels first" else picture[2, 1].flat[-1])
+
+
+def test_planes_and_vectors_are_no_pictures() -> None:
+    for space in (
+        spaces.Box(0, 1, (6, 7, 2), np.uint8), spaces.Box(0, 255, (128,), np.uint8), spaces.Box(0, 255, (4, 4, 3))
+    ):  # fmt: skip
+        one = adapter(space)
+        assert (one.image, one.obs_shape) == (False, space.shape)
+    assert adapter(spaces.Dict({"b": spaces.MultiBinary(2), "a": spaces.Discrete(3)})).obs_shape == (5,)
+    mixed = adapter(
+        spaces.Dict({"action_mask": spaces.MultiBinary(2), "x": spaces.Box(0, 1, (2,)), "y": spaces.Discrete(2)})
+    )
+    seen = {"action_mask": np.ones(2), "x": np.array([0.5, 1.0]), "y": 1}
+    assert mixed.read(seen).tolist() == [0.5, 1.0, 0.0, 1.0]
+
+
+class Camera(Masked):
+    """Sees a picture; its state is a picture too, of `state_shape`."""
+
+    state_shape = (3, 4, 3)
+
+    def observation_space(self, agent: str) -> Any:
+        return spaces.Box(0, 255, (6, 4, 3), np.uint8)
+
+    def action_space(self, agent: str) -> Any:
+        return spaces.Discrete(1)
+
+    def _shown(self) -> dict[str, Any]:
+        return {"player_0": np.full((6, 4, 3), 250 + self.time, np.uint8)}
+
+    def state(self) -> Any:
+        return np.full(self.state_shape, 51, np.uint8)
+
+
+def test_pictures_in_a_batch() -> None:
+    env = SerialEnvs(Camera, 2)
+    assert env.spec.groups["player"].image
+    view = env.reset(0)
+    assert view.obs["player"].dtype == torch.uint8
+    assert (view.obs["player"] == 250).all()
+    assert torch.allclose(view.state, torch.full((2, 36), 0.2))
+    assert (env.step({"player": torch.zeros(2, 1, dtype=torch.int64)}).successor.obs["player"] == 251).all()
+    shoal.check_env(env, steps=1)
+
+    class Panorama(Camera):
+        state_shape = (200, 200, 3)
+
+    assert SerialEnvs(Panorama, 1).spec.state_size == 0  # more than anybody would learn from
+
+
+ZOO = ("butterfly/knights_archers_zombies", "butterfly/pistonball", "sisl/multiwalker", "sisl/pursuit")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_pettingzoos_own_environments(name: str) -> None:
+    env = suite.make(name, 1)
+    env.reset(0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5 if "piston" in name else 100):
         step = env.step(suite.random_actions(env, generator))
-    assert step.alive["knight"].all()
+        assert all(torch.isfinite(reward).all() for reward in step.reward.values())
+    groups = {n: (g.num_agents, g.obs_shape, g.action, g.image) for n, g in env.spec.groups.items()}
+    assert (
+        groups
+        == {
+            ZOO[0]: {n: (2, (27, 5), Discrete(6), False) for n in ("archer", "knight")},
+            ZOO[1]: {"piston": (20, (457, 120, 3), Box(1), True)},
+            ZOO[2]: {"walker": (3, (31,), Box(4), False)},
+            ZOO[3]: {"pursuer": (8, (7, 7, 3), Discrete(5), False)},
+        }[name]
+    )
+    assert env.spec.state_size == {ZOO[0]: 104, ZOO[1]: 0, ZOO[2]: 75, ZOO[3]: 768}[name]
     env.close()
 
 
@@ -298,6 +471,14 @@ def test_shoal_check_prints_groups_and_problems_with_their_fixes(tmp_path: Any, 
     assert cli.main(["check", f"{file}:Bad"]) == 1
     printed = capsys.readouterr().out
     assert "runner_1" in printed
+    assert "problem 43x" in printed  # in every episode of 7 steps
+    assert "Find the division" in printed
     assert "problems: 1" in printed
+    file.write_text(
+        file.read_text()
+        + "\n    def action_space(self, agent):\n        return __import__('gymnasium').spaces.Text(3)\n"
+    )
+    assert cli.main(["check", f"{file}:Bad"]) == 1
+    assert "Give a Discrete" in capsys.readouterr().out
     assert cli.main(["check", "mpe/simple_spred"]) == 2
     assert "simple_spread" in capsys.readouterr().err
