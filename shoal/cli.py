@@ -1,4 +1,4 @@
-"""The command line: shoal train | eval | watch | crossplay | check | list."""
+"""The command line: shoal train | eval | watch | crossplay | league | check | list."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ USAGE = """shoal: many agents learning together
   shoal eval DIR                          greedy episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
   shoal crossplay DIR...                  every run's one side against every run's other side
+  shoal league DIR                        standings of a self-play run: Elo, and everybody against everybody
   shoal check ENV                         does an environment keep its promises?
   shoal list                              algorithms and environments
 
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         "eval": _eval,
         "watch": _watch,
         "crossplay": _crossplay,
+        "league": _league,
         "check": _check,
         "list": _list,
     }
@@ -178,6 +180,7 @@ def _resume(arguments: list[str]) -> int:
                 total_steps=options.total_steps,
                 eval_every=before.eval_every or max(before.total_steps // 20, 1),
                 log_every=before.log_every or max(before.total_steps // 200, 1),
+                snapshot_every=before.snapshot_every or max(before.total_steps // 20, 1),
             ),
         )
     return _report(experiment.start(run, options.resume, resume=True), options.resume)
@@ -320,6 +323,12 @@ def _crossplay(arguments: list[str]) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result.summary(), indent=2) + "\n")
     return 0
+
+
+def _league(arguments: list[str]) -> int:
+    from shoal.teams.standings import command
+
+    return command(arguments)
 
 
 @dataclass(frozen=True)

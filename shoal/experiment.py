@@ -19,6 +19,7 @@ from shoal.envs.check import Problem, problems
 from shoal.envs.pettingzoo import ParallelEnvs
 from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
+from shoal.teams.league import League
 from shoal.teams.scripted import SCRIPTS, Scripted
 from shoal.teams.team import Against, Team
 from shoal.train import Progress, train
@@ -43,10 +44,27 @@ def open_run(directory: Path) -> Run:
 
 def build(run: Run, spec: EnvSpec) -> Algorithm:
     """The run's algorithm for the groups it learns of an environment with `spec`, untrained."""
-    preset = registry.algorithm(run.algorithm)
-    groups = {name: group for name, group in spec.groups.items() if name not in opponents(run.settings.opponents)}
+    preset, settings = registry.algorithm(run.algorithm), run.settings
+    groups = {name: group for name, group in spec.groups.items() if name not in opponents(settings.opponents)}
     spec = EnvSpec(groups, spec.state_size)
-    return preset.build(spec, run.config, seed=run.settings.seed, device=run.settings.device)
+
+    def player(spec: EnvSpec, seed: int) -> Algorithm:
+        return preset.build(spec, run.config, seed=seed, device=settings.device)
+
+    if settings.self_play == "none":
+        return player(spec, settings.seed)
+    if settings.opponents and len(groups) == 1:
+        raise ShoalError("self-play needs two groups that learn, and --opponents leave one")
+    return League(
+        spec,
+        player,
+        self_play=settings.self_play,
+        sides=settings.sides,
+        snapshot_every=settings.snapshot_every or max(settings.total_steps // 20, 1),
+        pool=settings.pool,
+        latest_share=settings.latest_share,
+        seed=settings.seed,
+    )
 
 
 def load_policy(directory: Path, which: str, spec: EnvSpec) -> Algorithm:
@@ -130,7 +148,10 @@ class Trial:
         self.display.log(progress.env_steps, metrics)
 
     def evaluate(self, progress: Progress) -> None:
-        """Greedy episodes, and the best checkpoint if they are better than any before."""
+        """Greedy episodes, and the best checkpoint if they are better than any before.
+
+        What sides earn against each other says nothing about either, so of a league the newest is the best.
+        """
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
         seed = int(np.random.SeedSequence([settings.seed, 1]).generate_state(1)[0]) % 2**31
@@ -140,7 +161,7 @@ class Trial:
         metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean())}
         self.log.write(steps, progress.seconds, metrics)
         self.display.evaluation(steps, mean, str(result), progress.seconds)
-        if mean > self.best:
+        if mean > self.best or settings.self_play != "none":
             self.best = mean
             tree = {"algorithm": progress.algorithm.state_dict(), "env_steps": steps}
             checkpoint.save(self.checkpoints, tree, steps, "best")
