@@ -1,13 +1,11 @@
 """How strong the members of a league are: everybody against everybody, and Elo ratings from who won.
 
 Bradley and Terry's model says that i beats j with probability g_i / (g_i + g_j); Elo is 400 log10 g, shifted so that
-the mean of all members is 1000. A drawn episode is half won by either. The strengths are found by Hunter's iteration
-(2004, Annals of Statistics 32(1), eq. 3),
-
-    g_i  <-  W_i / sum_j n_ij / (g_i + g_j)
-
-with W_i the episodes won and n_ij those played, and one drawn episode against a member of strength 1 added for each
-member, without which one that never loses would be infinitely strong. Intervals resample the episodes of every pair.
+the mean of all members is 1000. A drawn episode is half won by either, and each member has one drawn episode against a
+member of strength 1 beside those it played, without which one that never loses would be infinitely strong. The
+likelihood then has one maximum (Hunter 2004, Annals of Statistics 32(1)). It is found by Newton's steps on log g:
+Hunter's own iteration took a hundred times as long between two pools, whose members do not meet their own side.
+Intervals resample the episodes of every pair.
 
 Who won? Players of one group compare their returns. Returns of unlike groups have no common scale: there the side wins
 whose return ranks higher among all the episodes of that side in the matrix. Where one side's gain is the other's loss
@@ -35,22 +33,33 @@ DRAWS = 4096
 """Actions drawn of each version to see its strategy: a share's standard error is 0.008 at most."""
 
 
-def bradley_terry(won: Array, tolerance: float = 1e-5, iterations: int = 20_000) -> Array:
-    """Strengths `[..., member]` from `won[..., i, j]`, how many episodes i won against j (a drawn one: half each)."""
+def bradley_terry(won: Array, tolerance: float = 1e-6) -> Array:
+    """Logarithms of strengths `[..., member]` from `won[..., i, j]`: episodes i won against j, drawn ones half each."""
     played = won + won.swapaxes(-1, -2)
-    wins = won.sum(-1) + 0.5
-    strength = np.ones(won.shape[:-1])
-    for _ in range(iterations):
-        faced = (played / (strength[..., :, None] + strength[..., None, :])).sum(-1) + 1 / (strength + 1)
-        before, strength = strength, wins / faced
-        if np.abs(np.log(strength / before)).max() < tolerance:
+    strength = np.zeros(won.shape[:-1])
+    diagonal = np.arange(strength.shape[-1])
+    for _ in range(100):
+        chance = _logistic(strength[..., :, None] - strength[..., None, :])
+        prior = _logistic(strength)
+        gradient = (won - played * chance).sum(-1) + 0.5 - prior
+        curvature = played * chance * (1 - chance)
+        hessian = -curvature
+        hessian[..., diagonal, diagonal] += curvature.sum(-1) + prior * (1 - prior)
+        change = np.linalg.solve(hessian, gradient[..., None])[..., 0].clip(-1, 1)
+        strength += change
+        if np.abs(change).max() < tolerance:
             break
     return strength
 
 
+def _logistic(x: Array) -> Array:
+    chance: Array = 0.5 * (1 + np.tanh(0.5 * x))
+    return chance
+
+
 def elo(won: Array) -> Array:
     """Ratings `[..., member]`, with mean 1000."""
-    rating = 400 * np.log10(bradley_terry(won))
+    rating = 400 / np.log(10) * bradley_terry(won)
     shifted: Array = rating - rating.mean(-1, keepdims=True) + 1000
     return shifted
 
@@ -111,10 +120,11 @@ class Matrix:
         low, high = np.quantile(elo(self._won(resampled)), [0.025, 0.975], axis=0)
         rows, columns = self.returns()
         earned = rows.mean(1) if self.one_pool else np.concatenate([rows.mean(1), columns.mean(0)])
-        members = [(side, step) for side, steps in zip(self.sides, self.steps, strict=True) for step in steps]
+        both = [(side, step) for side, steps in zip(self.sides, self.steps, strict=True) for step in steps]
+        members = dict.fromkeys(both)  # one pool's only once
         found = [
             Standing(*member, *map(float, numbers))
-            for member, *numbers in zip(members, rating, low, high, earned, strict=False)
+            for member, *numbers in zip(members, rating, low, high, earned, strict=True)
         ]
         return sorted(found, key=lambda standing: -standing.elo)
 
@@ -122,9 +132,9 @@ class Matrix:
         """From the rows' wins `[..., row, column]` to everybody's, `[..., member, member]`."""
         episodes, (rows, columns) = self.scores.shape[2], won.shape[-2:]
         if self.one_pool:
-            both = won + (episodes - won.swapaxes(-1, -2))
-            both[..., np.arange(rows), np.arange(rows)] = 0  # against oneself
-            return both
+            both_seats: Array = won + (episodes - won.swapaxes(-1, -2))
+            both_seats[..., np.arange(rows), np.arange(rows)] = 0  # against oneself
+            return both_seats
         all_won = np.zeros((*won.shape[:-2], rows + columns, rows + columns))
         all_won[..., :rows, rows:] = won
         all_won[..., rows:, :rows] = episodes - won.swapaxes(-1, -2)

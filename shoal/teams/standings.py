@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -42,6 +44,7 @@ def command(arguments: list[str]) -> int:
     if options.episodes < 1 or options.members < 2:
         raise ShoalError(f"episodes must be 1 or more and members 2 or more, not {options.episodes}, {options.members}")
     run = experiment.open_run(options.directory)
+    torch.set_num_threads(run.settings.threads)
     if run.settings.self_play == "none":
         raise ShoalError(f"{options.directory} did not learn by self-play: train with --self-play uniform, say")
     env = experiment.against(experiment.evaluation_env(experiment.environment_of(run), options.episodes), run)
@@ -88,8 +91,12 @@ def short(step: int) -> str:
     return str(step)
 
 
+def _number(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # never -0.0
+
+
 def _standings_table(standings: list[Standing]) -> Table:
-    table = Table("side", "step", "Elo", "95 %", "mean return", title="standings")
+    table = Table("side", "step", "Elo", "95 %", "mean return", title="standings", box=box.SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
     for s in standings:
@@ -99,11 +106,12 @@ def _standings_table(standings: list[Standing]) -> Table:
 
 def _matrix_table(matrix: Matrix) -> Table:
     rows, columns = matrix.sides
-    table = Table(f"{rows} \\ {columns}", title=f"mean return per agent of {rows}, by step")
+    title = f"mean return per agent of {rows} (rows) against {columns} (columns), by steps of training"
+    table = Table("", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for step in matrix.steps[1]:
-        table.add_column(short(step), justify="right")
+        table.add_column(short(step), justify="right", no_wrap=True)
     for step, values in zip(matrix.steps[0], matrix.returns()[0], strict=True):
-        table.add_row(short(step), *[f"{value:.1f}" for value in values])
+        table.add_row(short(step), *map(_number, values))
     return table
 
 
@@ -119,7 +127,7 @@ def picture(path: Path, matrix: Matrix, standings: list[Standing], title: str) -
     size = 9 if len(values) <= 12 else 6
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if abs(value - middle) > 0.6 * reach else "black"
-        left.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=size)
+        left.text(j, i, _number(value), ha="center", va="center", color=colour, fontsize=size)
     for axis, side, steps in ((left.yaxis, matrix.sides[0], matrix.steps[0]), (left.xaxis, *_columns(matrix))):
         axis.set_ticks(range(len(steps)), [short(step) for step in steps])
         axis.set_label_text(f"{side} after so many steps")
