@@ -36,7 +36,7 @@ DRAWS = 4096
 def bradley_terry(won: Array, tolerance: float = 1e-6) -> Array:
     """Logarithms of strengths `[..., member]` from `won[..., i, j]`: episodes i won against j, drawn ones half each."""
     played = won + won.swapaxes(-1, -2)
-    strength = np.zeros(won.shape[:-1])
+    strength: Array = np.zeros(won.shape[:-1])
     diagonal = np.arange(strength.shape[-1])
     for _ in range(100):
         chance = _logistic(strength[..., :, None] - strength[..., None, :])

@@ -122,11 +122,16 @@ def picture(path: Path, matrix: Matrix, standings: list[Standing], title: str) -
     values = matrix.returns()[0]
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    middle, reach = values.mean(), np.abs(values - values.mean()).max() or 1.0
-    image = left.imshow(values, cmap="RdBu", vmin=middle - reach, vmax=middle + reach, aspect="auto")
-    size = 9 if len(values) <= 12 else 6
+    low, high = values.min(), values.max()
+    if matrix.comparable:  # zero says that nobody is the better one
+        low, high = -np.abs(values).max(), np.abs(values).max()
+    image = left.imshow(
+        values, cmap="RdBu" if matrix.comparable else "YlGnBu", vmin=low, vmax=high or 1.0, aspect="auto"
+    )
+    size = 9 if max(values.shape) <= 12 else 6
     for (i, j), value in np.ndenumerate(values):
-        colour = "white" if abs(value - middle) > 0.6 * reach else "black"
+        red, green, blue, _ = image.to_rgba(value)
+        colour = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
         left.text(j, i, _number(value), ha="center", va="center", color=colour, fontsize=size)
     for axis, side, steps in ((left.yaxis, matrix.sides[0], matrix.steps[0]), (left.xaxis, *_columns(matrix))):
         axis.set_ticks(range(len(steps)), [short(step) for step in steps])
