@@ -426,9 +426,7 @@ class League:
             for side in self.sides:
                 side.pool.append(Member(self.env_steps, weights(side.learner)))
                 thin(side.pool, self.pool_size)
-        for slot in self.slots:
-            if not self.met[slot.rows].all():
-                continue
+        for slot in [slot for slot in self.slots if self.met[slot.rows].all()]:
             self.met[slot.rows] = False
             member = self._draw(slot)
             if member.step != slot.step:
