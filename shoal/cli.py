@@ -1,4 +1,4 @@
-"""The command line: shoal train | eval | watch | crossplay | nashconv | check | list."""
+"""The command line: shoal train | eval | watch | crossplay | league | nashconv | check | list."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ USAGE = """shoal: many agents learning together
   shoal eval DIR                          greedy episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
   shoal crossplay DIR...                  every run's one side against every run's other side
+  shoal league DIR                        standings of a self-play run: Elo, and everybody against everybody
   shoal nashconv DIR                      how far a trained run is from a Nash equilibrium of its game
   shoal check ENV                         does an environment keep its promises?
   shoal list                              algorithms and environments
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         "eval": _eval,
         "watch": _watch,
         "crossplay": _crossplay,
+        "league": _league,
         "nashconv": _nashconv,
         "check": _check,
         "list": _list,
@@ -185,6 +187,7 @@ def _resume(arguments: list[str]) -> int:
                 total_steps=options.total_steps,
                 eval_every=before.eval_every or max(before.total_steps // 20, 1),
                 log_every=before.log_every or max(before.total_steps // 200, 1),
+                snapshot_every=before.snapshot_every or max(before.total_steps // 20, 1),
             ),
         )
     return _report(experiment.start(run, options.resume, resume=True), options.resume)
@@ -335,6 +338,12 @@ def _crossplay(arguments: list[str]) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result.summary(), indent=2) + "\n")
     return 0
+
+
+def _league(arguments: list[str]) -> int:
+    from shoal.teams.standings import command
+
+    return command(arguments)
 
 
 @dataclass(frozen=True)

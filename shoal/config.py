@@ -40,6 +40,17 @@ class Settings:
     """Directory of the run; empty: runs/ENV/ALGORITHM_sSEED."""
     opponents: tuple[str, ...] = ()
     """WHO=POLICY: who does not learn, a group or an agent; a run's directory or random, still, greedy, pursue, flee."""
+    self_play: Literal["none", "latest", "uniform", "pfsp"] = "none"
+    """Every group (or, of one group, every agent) plays against earlier versions of the others: none of them (latest),
+    each as often (uniform), or those that win more often (pfsp)."""
+    sides: tuple[str, ...] = ()
+    """Self-play: what has a learner of its own, groups or agents (A+B: several); empty: every group, or one for all."""
+    snapshot_every: int = 0
+    """Self-play: environment steps between versions that are kept; 0: a twentieth of the total."""
+    pool: int = 21
+    """Self-play: versions kept of each side, the first, the newest, and between them evenly."""
+    latest_share: float = 0.2
+    """Self-play: share of the environments in which learners meet as they are."""
     curriculum: curriculum.Settings = field(default_factory=curriculum.Settings)
     eval_every: int = 0
     """Environment steps between evaluations (and checkpoints); 0: a twentieth of the total."""

@@ -21,6 +21,7 @@ from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
 from shoal.teams.curriculum import Course
 from shoal.teams.exploitability import diagnose
+from shoal.teams.league import League
 from shoal.teams.scripted import SCRIPTS, Scripted
 from shoal.teams.team import Against, Team, by_agent, seat, without
 from shoal.train import Progress, train
@@ -45,9 +46,26 @@ def open_run(directory: Path) -> Run:
 
 def build(run: Run, spec: EnvSpec) -> Algorithm:
     """The run's algorithm for the agents it learns of an environment with `spec`, untrained."""
-    preset = registry.algorithm(run.algorithm)
-    spec = without(spec, by_agent(spec, opponents(run.settings.opponents)).keys())
-    return preset.build(spec, run.config, seed=run.settings.seed, device=run.settings.device)
+    preset, settings = registry.algorithm(run.algorithm), run.settings
+    spec = without(spec, by_agent(spec, opponents(settings.opponents)).keys())
+
+    def player(spec: EnvSpec, seed: int) -> Algorithm:
+        return preset.build(spec, run.config, seed=seed, device=settings.device)
+
+    if settings.self_play == "none":
+        return player(spec, settings.seed)
+    if settings.opponents and len(spec.groups) == 1:
+        raise ShoalError("self-play needs two groups that learn, and --opponents leave one")
+    return League(
+        spec,
+        player,
+        self_play=settings.self_play,
+        sides=settings.sides,
+        snapshot_every=settings.snapshot_every or max(settings.total_steps // 20, 1),
+        pool=settings.pool,
+        latest_share=settings.latest_share,
+        seed=settings.seed,
+    )
 
 
 def load_policy(directory: Path, which: str, spec: EnvSpec) -> Algorithm:
@@ -160,7 +178,8 @@ class Trial:
     def evaluate(self, progress: Progress) -> None:
         """Greedy episodes, and the best checkpoint if none before was better.
 
-        Where NashConv can be computed the lowest is the best: in self-play, what one player wins another loses.
+        Where NashConv can be computed the lowest is the best: in self-play, what one player wins another loses. What
+        sides earn against each other says nothing about either, so of a league the newest is the best.
         """
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
@@ -174,7 +193,8 @@ class Trial:
         text = ", ".join([str(result), *[f"{name} {value:.4f}" for name, value in found.items()]])
         self.display.evaluation(steps, mean, text, progress.seconds)
         score = -found["nash_conv"] if found else mean
-        if score >= self.best:  # a game that is won by what the other loses is always worth 0: the newest is the best
+        # a game that is won by what the other loses is always worth 0: the newest is the best
+        if score >= self.best or (settings.self_play != "none" and not found):
             self.best = score
             tree = {"algorithm": progress.algorithm.state_dict(), "env_steps": steps}
             checkpoint.save(self.checkpoints, tree, steps, "best")

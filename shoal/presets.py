@@ -125,6 +125,24 @@ WAREHOUSE = {
 for _size in ("tiny-2ag", "tiny-4ag", "small-4ag"):
     for _algorithm in ("ippo", "mappo"):
         TASKS[_algorithm, f"rware/rware-{_size}"] = WAREHOUSE
+# Players that mix: rounds are independent, and an advantage that vanishes at the equilibrium must not be scaled up.
+# Entropy keeps learners from running after each other; more of it where two learn in turn
+MIXED = {
+    "num_envs": 64,
+    "total_steps": 240_000,
+    "self_play": "uniform",
+    "snapshot_every": 2400,
+    "pool": 101,
+    "batch_steps": 1600,
+    "epochs": 2,
+    "lr": 1e-3,
+    "gamma": 0.0,
+    "normalise_advantage": False,
+    "normalise_value": False,
+}
+TASKS["ippo", "matrix/rock_paper_scissors"] = {**MIXED, "entropy": 0.2}
+# the one wins where they are equal, the other where they are not: no seats of one learner
+TASKS["ippo", "matrix/matching_pennies"] = {**MIXED, "entropy": 0.5, "sides": ("player_0", "player_1")}
 
 
 def task(algorithm: str, env: str) -> dict[str, Any]:
