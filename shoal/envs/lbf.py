@@ -214,7 +214,7 @@ def _load(p, player, food, plan, spawned, reward):  # type: ignore[no-untyped-de
             if plan[i, 2] != f:
                 continue
             if strength < level:
-                reward[i] = -p.penalty
+                reward[i] -= p.penalty
             elif p.normalize:
                 reward[i] = np.float64(player[i, LEVEL] * level) / np.float64(strength * spawned)
             else:
