@@ -80,6 +80,7 @@ for _algorithm in POLICIES:
     for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
 
+# Tried for the first million steps only: 0.89 of 1 per team in 8x8-2p-2f-coop while exploring (mappo, no identity)
 FORAGING = {
     "num_envs": 128,
     "total_steps": 5_000_000,
@@ -90,6 +91,7 @@ FORAGING = {
     "critic_lr": 1e-3,
     "net.identity": True,  # players that are alike wait for each other, each beside food of its own
 }
+# Not tried: those of the cooperative particle worlds
 FORAGING_VALUES = {**COOPERATIVE, "gamma": 0.99, "net.identity": True}
 for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
     for _algorithm in ("ippo", "mappo"):
