@@ -1,10 +1,11 @@
-"""The command line: shoal train | eval | watch | crossplay | check | list."""
+"""The command line: shoal train | eval | watch | crossplay | compare | benchmark | sweep | check | list."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
@@ -25,6 +26,9 @@ USAGE = """shoal: many agents learning together
   shoal eval DIR                          greedy episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
   shoal crossplay DIR...                  every run's one side against every run's other side
+  shoal compare DIR... --out DIR          statistics, tables, plots and a report over many runs
+  shoal benchmark NAME [--out DIR]        a named suite of runs, with the published figures beside ours
+  shoal sweep ALGORITHM ENV --search ...  look for good settings
   shoal check ENV                         does an environment keep its promises?
   shoal list                              algorithms and environments
 
@@ -42,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         "eval": _eval,
         "watch": _watch,
         "crossplay": _crossplay,
+        "compare": functools.partial(_elsewhere, "compare"),
+        "benchmark": functools.partial(_elsewhere, "benchmark"),
+        "sweep": functools.partial(_elsewhere, "sweep"),
         "check": _check,
         "list": _list,
     }
@@ -64,6 +71,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("shoal: interrupted", file=sys.stderr)
         return 130
+
+
+def _elsewhere(name: str, arguments: list[str]) -> int:
+    """A command that has a module of its own, imported where it is called for."""
+    return importlib.import_module(f"shoal.commands.{name}").main(arguments)  # type: ignore[no-any-return]
 
 
 # train
@@ -99,6 +111,11 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     mine = {f.name for f in dataclasses.fields(Settings)}
     settings = dataclasses.replace(settings, **{k: v for k, v in task.items() if k in mine})
     defaults = replace(defaults, {k: v for k, v in task.items() if k not in mine})
+    options, given = _config_file(options)
+    if given and given["algorithm"] != algorithm:
+        raise ShoalError(f"--config holds settings of {given['algorithm']}, not of {algorithm}")
+    settings = config.merge(settings, {k: v for k, v in given.get("settings", {}).items() if k not in ("seed", "out")})
+    defaults = config.merge(defaults, given.get("config", {}))
     env_arguments = _env_arguments(environment, options)
     flat = tyro.conf.arg(name="")
     fields: list[Any] = [
@@ -119,6 +136,18 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
         settings = dataclasses.replace(settings, out=f"{settings.out}_s{settings.seed}")
     chosen = {} if env_arguments is None else _changed(parsed.env)
     return Run(algorithm, environment.full_name, chosen, settings, parsed.algorithm)
+
+
+def _config_file(options: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Options without `--config FILE`, and what the file holds: a run's config.json, or a sweep's best.json."""
+    for i, option in enumerate(options):
+        if option.split("=")[0] == "--config":
+            inline = "=" in option
+            if not inline and i + 1 == len(options):
+                raise ShoalError("--config needs a file: a run's config.json, or a sweep's best.json")
+            path = Path(option.split("=", 1)[1] if inline else options[i + 1])
+            return options[:i] + options[i + 2 - inline :], config.read(path.parent, path.name)
+    return options, {}
 
 
 def _env_arguments(environment: registry.Environment, options: list[str]) -> type | None:

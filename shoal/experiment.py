@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 
 from shoal import checkpoint, config, plot, registry
 from shoal.config import Run, Settings
 from shoal.envs.check import Problem, problems
 from shoal.envs.pettingzoo import ParallelEnvs
 from shoal.evaluate import evaluate
-from shoal.log import Display, Log, read_evaluations
+from shoal.log import ABSOLUTE, Display, Log, read_absolute, read_evaluations, replace
 from shoal.teams.scripted import SCRIPTS, Scripted
 from shoal.teams.team import Against, Team
 from shoal.train import Progress, train
@@ -133,10 +135,10 @@ class Trial:
         """Greedy episodes, and the best checkpoint if they are better than any before."""
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
-        seed = int(np.random.SeedSequence([settings.seed, 1]).generate_state(1)[0]) % 2**31
-        result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, seed)
+        result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, _seed(settings, 1))
         steps, mean = progress.env_steps, float(result.agent_return.mean())
-        self.log.write_evaluation(steps, progress.seconds, result.summary())
+        summary = {**result.summary(), "samples": result.samples()}
+        self.log.write_evaluation(steps, progress.seconds, summary)
         metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean())}
         self.log.write(steps, progress.seconds, metrics)
         self.display.evaluation(steps, mean, str(result), progress.seconds)
@@ -147,6 +149,34 @@ class Trial:
 
     def save(self, progress: Progress) -> None:
         checkpoint.save(self.checkpoints, {**progress.state_dict(), "best": self.best}, progress.env_steps)
+
+
+def _seed(settings: Settings, stream: int) -> int:
+    """Of starts that training does not see: 1 for the evaluations, 2 for the absolute metric."""
+    return int(np.random.SeedSequence([settings.seed, stream]).generate_state(1)[0]) % 2**31
+
+
+def absolute(run: Run, directory: Path) -> None:
+    """Write `absolute.json`: the best checkpoint's policy over other starts (Gorsane et al. 2022).
+
+    The best of many evaluations is chosen by luck too; starts that did not choose it say what it is worth.
+    """
+    torch.set_num_threads(run.settings.threads)  # as in training: the same numbers whenever it is called
+    torch.set_flush_denormal(True)
+    episodes = run.settings.absolute_episodes
+    env = against(evaluation_env(environment_of(run), episodes), run)
+    result = evaluate(load_policy(directory, "best", env.spec), env, episodes, _seed(run.settings, 2))
+    env.close()
+    about = {"env_steps": checkpoint.step(directory / CHECKPOINTS, "best"), "total_steps": run.settings.total_steps}
+    record = {**about, **result.summary(), "samples": result.samples()}
+    replace(directory / ABSOLUTE, json.dumps(record) + "\n")
+
+
+def finished(run: Run, directory: Path) -> bool:
+    """Whether a run has reached its end, its absolute metric included."""
+    trained = checkpoint.step(directory / CHECKPOINTS) >= run.settings.total_steps
+    measured = read_absolute(directory).get("total_steps") == run.settings.total_steps
+    return trained and (measured or not run.settings.absolute_episodes)
 
 
 def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
@@ -162,6 +192,10 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         saved = (directory / CHECKPOINTS / "last").exists()
         what = f"continue it with --resume {directory}" if saved else "it saved nothing, so remove the directory"
         raise ShoalError(f"{directory} holds a run already: {what}, or choose another --out")
+    trained = resume and checkpoint.step(directory / CHECKPOINTS) >= run.settings.total_steps
+    if trained and not finished(run, directory):  # it was stopped just before its end
+        absolute(run, directory)
+        return True
     environment = environment_of(run)
     warnings = _checked(environment)
     full = environment.make(run.settings.num_envs)
@@ -190,7 +224,10 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     for warning in warnings:
         trial.display.message(f"warning: {warning}")
     try:
-        return _loop(trial, env, state)
+        reached = _loop(trial, env, state)
+        if reached and run.settings.absolute_episodes:
+            absolute(run, directory)
+        return reached
     finally:
         trial.log.close()
         env.close()

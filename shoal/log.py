@@ -18,7 +18,7 @@ from rich.text import Text
 
 from shoal.types import Metrics, ShoalError
 
-METRICS, EVALUATIONS = "metrics.csv", "evaluations.jsonl"
+METRICS, EVALUATIONS, ABSOLUTE = "metrics.csv", "evaluations.jsonl", "absolute.json"
 FIRST = ["env_steps", "seconds"]
 
 
@@ -52,7 +52,8 @@ class Log:
         self._rewrite(rows)
         path = directory / EVALUATIONS
         kept = [e for e in read_evaluations(directory) if e["env_steps"] <= resume_step] if resume_step else []
-        _replace(path, "".join(json.dumps(evaluation) + "\n" for evaluation in kept))
+        replace(path, "".join(json.dumps(evaluation) + "\n" for evaluation in kept))
+        (directory / ABSOLUTE).unlink(missing_ok=True)
         self.sinks: list[Any] = []
         if tensorboard and importlib.util.find_spec("tensorboard"):
             self.sinks.append(_TensorBoard(directory, resume_step))
@@ -79,7 +80,7 @@ class Log:
     def _rewrite(self, rows: list[dict[str, float]]) -> None:
         lines = [",".join(self.columns)]
         lines += [",".join(_short(row[c]) if c in row else "" for c in self.columns) for row in rows]
-        _replace(self.directory / METRICS, "\n".join(lines) + "\n")
+        replace(self.directory / METRICS, "\n".join(lines) + "\n")
 
     def close(self) -> None:
         for sink in self.sinks:
@@ -143,11 +144,21 @@ def read_evaluations(directory: Path) -> list[dict[str, Any]]:
     return found
 
 
+def read_absolute(directory: Path) -> dict[str, Any]:
+    """The absolute metric of a run that has reached its end; empty: there is none."""
+    try:
+        found: dict[str, Any] = json.loads((directory / ABSOLUTE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return found
+
+
 def _short(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)
