@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,7 +42,7 @@ ENV is suite/name, file.py:factory or package.module:factory. Example:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the exit status. Errors a user can mend are one line on stderr, status 2."""
     arguments = sys.argv[1:] if argv is None else argv
-    commands = {
+    commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "eval": _eval,
         "watch": _watch,

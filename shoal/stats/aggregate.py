@@ -1,8 +1,8 @@
 """Scores of many runs as few numbers, and how sure these are.
 
-Agarwal et al. 2021 (arXiv 2108.13264, the package rliable 1.0) and Gorsane et al. 2022 (arXiv 2209.10485). Scores are an
-array `[run, task]`, an array `[run]` (one task), or a list with an array `[..., run]` for each task, whose numbers of runs
-may differ. Leading axes are computed side by side: points of a curve, resamples of a bootstrap.
+Agarwal et al. 2021 (arXiv 2108.13264, the package rliable) and Gorsane et al. 2022 (arXiv 2209.10485). Scores are an
+array `[run, task]`, an array `[run]` (one task), or a list with an array `[..., run]` for each task, whose numbers of
+runs may differ. Leading axes are computed side by side: points of a curve, resamples of a bootstrap.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def bootstrap(
 ) -> Interval:
     """Stratified percentile bootstrap: lower and upper ends of the interval, each `[...]`.
 
-    Runs are drawn with replacement within each task, independently of the other tasks; the interval's ends are quantiles
-    of the statistic over such resamples (Agarwal et al. 2021, section 4.1; Efron & Tibshirani 1993). Points of a curve
-    share their resamples: a run is drawn whole.
+    Runs are drawn with replacement within each task, independently of the other tasks; the interval's ends are
+    quantiles of the statistic over such resamples (Agarwal et al. 2021, section 4.1; Efron & Tibshirani 1993). Points
+    of a curve share their resamples: a run is drawn whole.
     """
     draw = np.random.default_rng(seed)
     tasks = by_task(scores)
