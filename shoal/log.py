@@ -228,7 +228,7 @@ class Display:
 
     def _line(self, env_steps: int) -> str:
         rate, left = self._rates(env_steps)
-        parts = [f"{env_steps:>11,} steps", f"{rate:,.0f} steps/s", f"{_clock(left)} left"]
+        parts = [f"{env_steps:>11,} steps", f"{rate:,.0f} steps/s", f"{clock(left)} left"]
         if "train_agent_return" in self.metrics:
             parts.append(f"return {self.metrics['train_agent_return']:.2f} per agent (exploring)")
         return "  ".join([*parts, self._split()])
@@ -244,7 +244,7 @@ class Display:
         table.add_row(Text(self.title, style="bold"), f"{env_steps:,} / {self.total_steps:,} steps")
         table.add_row(
             ProgressBar(total=self.total_steps, completed=env_steps, width=40),
-            f"{rate:,.0f} steps/s   {_clock(left)} left",
+            f"{rate:,.0f} steps/s   {clock(left)} left",
         )
         exploring = self.metrics.get("train_agent_return")
         if exploring is not None:
@@ -267,7 +267,8 @@ def _sparkline(values: list[float]) -> str:
     return "".join(bars[int((value - low) / span * (len(bars) - 1))] for value in recent) + f" {values[-1]:.2f} greedy"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     if seconds == float("inf"):
         return "--:--"
     minutes, rest = divmod(int(seconds), 60)

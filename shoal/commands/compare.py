@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
 
 from shoal.types import ShoalError
 
@@ -41,7 +40,7 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Compare, args=arguments, prog="shoal compare", config=(tyro.conf.FlagCreatePairsOff,))
     from shoal.stats import report, runs
     from shoal.stats.references import references
-    from shoal.stats.summary import caption, rich_table, tables
+    from shoal.stats.summary import caption, console, rich_table, tables
 
     if not options.directories:
         raise ShoalError("name the directories of the runs to compare")
@@ -50,12 +49,9 @@ def main(arguments: list[str]) -> int:
     comparison = runs.compare(runs.find(options.directories), options.metric, score, budgets)
     known = references(comparison, options.low, options.high)
     summary = report.write(comparison, options.out, known, films=options.films, title=options.title)
-    console = Console(soft_wrap=True)
-    console.print(caption(summary), highlight=False)
-    for note in summary["notes"]:
-        console.print(f"note: {note}", highlight=False)
+    print(caption(summary), *(f"note: {note}" for note in summary["notes"]), sep="\n")
     for table in tables(summary):
-        console.print()
-        console.print(rich_table(*table), highlight=False)
-    console.print(f"\nreport: {options.out / report.REPORT}   figures: {options.out / 'plots'}", highlight=False)
+        print()
+        console().print(rich_table(*table), highlight=False)
+    print(f"\nreport: {options.out / report.REPORT}   figures: {options.out / 'plots'}")
     return 0

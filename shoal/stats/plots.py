@@ -120,6 +120,14 @@ def _axes(width: float = 5.4, height: float = 3.5) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
+def _short(value: float) -> str:
+    """150k, 2M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
 def _legend(figure: Any, labels: list[str]) -> None:
     """Above the axes; one column where labels are long."""
     columns = max(1, min(len(labels), 60 // (max(map(len, labels)) + 5)))
@@ -144,6 +152,7 @@ def _curves(comparison: Comparison, task: str, x: str) -> Any:
     axes.set_xlabel(AXES[x])
     axes.set_ylabel(quantity(comparison.metric))
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     _legend(figure, list(comparison.tasks[task]))
     return figure
 
@@ -183,6 +192,7 @@ def _final(comparison: Comparison, task: str, summary: dict[str, Any]) -> Any:
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.margins(x=0.06)
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(f"{quantity(comparison.metric)}, IQM and 95 % interval")
     return figure
 

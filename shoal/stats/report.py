@@ -162,7 +162,7 @@ def _task_section(task: str, summary: dict[str, Any], drawings: dict[str, str]) 
     figures = _figure(drawings[f"{name}_env_steps"], "Against environment steps: IQM over the runs, 95 % band.")
     figures += _figure(drawings[f"{name}_seconds"], "Against seconds of training, evaluations excluded.")
     final = _figure(drawings[f"{name}_final"], f"Final performance ({SCORES[summary['score']]}): a dot a run.")
-    return _section(task, f'<div class="pair">{figures}</div>\n{final}\n{_table((*header, "seconds"), body)}')
+    return _section(task, f'<div class="pair">{figures}</div>\n{final}\n{table((*header, "seconds"), body)}')
 
 
 def _overall_section(summary: dict[str, Any], drawings: dict[str, str]) -> str:
@@ -173,14 +173,15 @@ def _overall_section(summary: dict[str, Any], drawings: dict[str, str]) -> str:
     if summary["normalised"]:
         title, header, body = tables(summary)[-1]
         words = "".join(f"<li>{_(task)}: {_(w)}</li>" for task, w in summary["references"].items())
-        text += _table(header, body) + f'<p class="small">Scores are normalised:</p><ul class="small">{words}</ul>'
+        text += table(header, body) + f'<p class="small">Scores are normalised:</p><ul class="small">{words}</ul>'
         return _section(title[0].upper() + title[1:], text)
     if summary["references"]:
         text += "".join(f'<p class="small">{_(w)}</p>' for w in summary["references"].values())
     return _section("Performance profile", text)
 
 
-def _table(header: tuple[str, ...], body: list[list[str]]) -> str:
+def table(header: tuple[str, ...], body: list[list[str]]) -> str:
+    """HTML; it scrolls sideways where the window is narrow."""
     head = "".join(f'<th scope="col">{_(name)}</th>' for name in header)
     lines = []
     for row in body:
@@ -235,7 +236,7 @@ def _settings(comparison: Comparison) -> str:
         choices = {label: runs[0].choices() for label, runs in groups.items()}
         names = [name for name in differing(list(choices.values())) if sum(name in c for c in choices.values()) > 1]
         body = [[name, *(_value(c.get(name)) for c in choices.values())] for name in names]
-        same = _table(("", *choices), body) if body else "<p>Settings that they have in common do not differ.</p>"
+        same = table(("", *choices), body) if body else "<p>Settings that they have in common do not differ.</p>"
         whole = "".join(
             f"<h4>{_(label)}</h4><p class='mono'>{_(', '.join(f'{k} {_value(v)}' for k, v in c.items()))}</p>"
             for label, c in choices.items()
@@ -259,7 +260,7 @@ def _versions(comparison: Comparison) -> str:
             found[key] = found.get(key, 0) + 1
     names = list(dict.fromkeys(name for key in found for name, _value in key))
     body = [[str(count), *(dict(key).get(name, "") for name in names)] for key, count in found.items()]
-    return _table(("runs", *names), body)
+    return table(("runs", *names), body)
 
 
 METHODS = """<dl>
@@ -304,7 +305,7 @@ section { border-top: 1px solid var(--line); margin-top: 36px; padding-top: 24px
 .pair figure:only-child { max-width: 640px; }
 figure { margin: 0 0 20px; }
 figure > svg { display: block; width: 100%; height: auto; overflow: visible; }
-section > figure { max-width: 760px; }
+section > figure { max-width: 560px; }
 svg text { font-family: inherit !important; }
 figcaption { margin-top: 8px; }
 .scroll { overflow-x: auto; margin: 4px 0 16px; }

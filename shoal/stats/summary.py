@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from shoal.stats import aggregate
@@ -21,7 +23,9 @@ def summarise(comparison: Comparison, references: dict[str, Reference]) -> dict[
         "score": comparison.score,
         "score_is": SCORES[comparison.score],
         "notes": comparison.notes,
-        "tasks": {task: _task(comparison, task) for task in comparison.tasks},
+        "tasks": {
+            t: {label: group(comparison, t, label) for label in groups} for t, groups in comparison.tasks.items()
+        },
         "references": {task: reference.words for task, reference in references.items()},
         "normalised": _normalised(comparison, references),
         "improvement": _improvement(comparison),
@@ -39,23 +43,21 @@ def figures(scores: list[Array], names: tuple[str, ...] = ("iqm", "median", "mea
     return found
 
 
-def _task(comparison: Comparison, task: str) -> dict[str, Any]:
-    found = {}
-    for label, runs in comparison.tasks[task].items():
-        scores = comparison.scores(task, label)
-        ends = [comparison.evaluations(run)[-1] for run in runs]
-        found[label] = {
-            "algorithm": runs[0].algorithm,
-            "runs": len(runs),
-            "seeds": [run.seed for run in runs],
-            "scores": [float(score) for score in scores],
-            "std": float(scores.std(ddof=1)) if len(runs) > 1 else 0.0,
-            **figures([scores]),
-            "env_steps": int(np.median([e["env_steps"] for e in ends])),
-            "seconds": float(np.median([e["seconds"] for e in ends])),
-            "directories": [str(run.directory) for run in runs],
-        }
-    return found
+def group(comparison: Comparison, task: str, label: str) -> dict[str, Any]:
+    """What there is to say about one label's runs of a task."""
+    runs, scores = comparison.tasks[task][label], comparison.scores(task, label)
+    ends = [comparison.evaluations(run)[-1] for run in runs]
+    return {
+        "algorithm": runs[0].algorithm,
+        "runs": len(runs),
+        "seeds": [run.seed for run in runs],
+        "scores": [float(score) for score in scores],
+        "std": float(scores.std(ddof=1)) if len(runs) > 1 else 0.0,
+        **figures([scores]),
+        "env_steps": int(np.median([e["env_steps"] for e in ends])),
+        "seconds": float(np.median([e["seconds"] for e in ends])),
+        "directories": [str(run.directory) for run in runs],
+    }
 
 
 def normalised(comparison: Comparison, references: dict[str, Reference], label: str) -> list[Array]:
@@ -149,10 +151,18 @@ def rich_table(title: str, header: tuple[str, ...], body: list[list[str]]) -> Ta
     """For the terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column, name in enumerate(header):
-        table.add_column(name, justify="right" if column else "left", no_wrap=column > 0, overflow="fold")
+        widest = max((len(row[column]) for row in body), default=0)
+        table.add_column(
+            name, justify="right" if column else "left", min_width=min(widest, 24), no_wrap=column > 0, overflow="fold"
+        )
     for row in body:
         table.add_row(*row)
     return table
+
+
+def console() -> Console:
+    """For tables; wide where nobody has a window."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def marl_eval(comparison: Comparison) -> dict[str, Any]:
