@@ -10,8 +10,8 @@ import shoal
 from shoal import tree
 from shoal.collect import LocalCollector
 from shoal.evaluate import Evaluation, evaluate
-from shoal.stats.aggregate import describe
 from shoal.replay import Replay, allocate
+from shoal.stats.aggregate import describe
 from shoal.types import Groups, ShoalError, View
 
 

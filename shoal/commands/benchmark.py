@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import itertools
 import json
 import time
 from collections.abc import Iterable
@@ -105,20 +104,29 @@ def run(name: str, suite: Suite, options: Benchmark) -> int:
 
 def plan(suite: Suite, out: Path) -> list[Job]:
     """Every run of a suite, seed by seed, so that an interrupted one has some of everything."""
-    order = itertools.product(range(suite.seeds), suite.tasks, suite.algorithms)
-    return [_job(suite, task, algorithm, seed, out) for seed, task, algorithm in order]
+    first = [_job(suite, task, algorithm, out) for task in suite.tasks for algorithm in suite.algorithms]
+    return [_seeded(job, seed) for seed in range(suite.seeds) for job in first]
 
 
-def _job(suite: Suite, task: Task, algorithm: str, seed: int, out: Path) -> Job:
+def _job(suite: Suite, task: Task, algorithm: str, out: Path) -> Job:
     steps = task.on_policy_steps if algorithm in ON_POLICY else task.off_policy_steps
     options = [f"--env.{key}={value}" for key, value in task.env_args]
     options += ["--total-steps", str(steps)] if steps else []
     options += ["--eval-episodes", str(suite.episodes), "--absolute-episodes", str(suite.absolute_episodes)]
     options += ["--workers", "1"] if hasattr(registry.algorithm(algorithm).config, "workers") else []
-    options += ["--no-tensorboard", *task.options, *task.of.get(algorithm, ()), "--seed", str(seed)]
+    options += ["--no-tensorboard", *task.options, *task.of.get(algorithm, ())]
     folder = slug("_".join([task.env, *(f"{key}{value}" for key, value in task.env_args)]))
-    directory = out / folder / f"{algorithm}_s{seed}"
-    return Job(directory, algorithm, task.env, tuple(options), parse_run(algorithm, task.env, options))
+    return Job(out / folder / algorithm, algorithm, task.env, tuple(options), parse_run(algorithm, task.env, options))
+
+
+def _seeded(job: Job, seed: int) -> Job:
+    settings = dataclasses.replace(job.run.settings, seed=seed)
+    return dataclasses.replace(
+        job,
+        directory=job.directory.with_name(f"{job.algorithm}_s{seed}"),
+        options=(*job.options, "--seed", str(seed)),
+        run=dataclasses.replace(job.run, settings=settings),
+    )
 
 
 # How long it will take

@@ -78,6 +78,9 @@ def draw_all(comparison: Comparison, references: dict[str, Reference], summary: 
             found["improvement"] = _improvement(comparison, summary)
         if references and len(comparison.everywhere) and len(comparison.tasks) > 1:
             found["all_tasks_env_steps"] = _overall_curves(comparison, references)
+        for figure in found.values():  # laid out once, for all formats
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
     return found
 
 

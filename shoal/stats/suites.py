@@ -62,7 +62,7 @@ FORAGING = (
 SUITES: dict[str, Suite] = {
     "smoke": Suite(
         "does everything work? Two matrix games, short; about a minute",
-        ("iql", "qmix", "maddpg", "mappo"),
+        ("iql", "qmix", "mappo"),
         (
             Task("matrix/climbing", (), 8_000, 8_000, of=dict.fromkeys(("iql", "qmix"), ("--epsilon-steps", "4000"))),
             Task("matrix/two_step", (), 8_000, 8_000),
