@@ -73,10 +73,11 @@ def draw_all(comparison: Comparison, references: dict[str, Reference], summary: 
             for x in AXES:
                 found[f"{name}_{x}"] = _curves(comparison, task, x)
             found[f"{name}_final"] = _final(comparison, task, summary)
-        found["profile"] = _profile(comparison, references)
+        if comparison.everywhere:
+            found["profile"] = _profile(comparison, references)
         if summary["improvement"]:
             found["improvement"] = _improvement(comparison, summary)
-        if references and len(comparison.everywhere) and len(comparison.tasks) > 1:
+        if references and comparison.everywhere and len(comparison.tasks) > 1:
             found["all_tasks_env_steps"] = _overall_curves(comparison, references)
         for figure in found.values():  # laid out once, for all formats
             figure.draw_without_rendering()
@@ -204,13 +205,12 @@ def _profile(comparison: Comparison, references: dict[str, Reference]) -> Any:
     """Share of the runs above each score."""
     figure, axes = _axes()
     raw = not references
-    labels = comparison.everywhere if not raw else comparison.labels
-    task = next(iter(comparison.tasks))
+    labels, task = comparison.everywhere, next(iter(comparison.tasks))
     scores = {
         label: [comparison.scores(task, label)] if raw else normalised(comparison, references, label)
         for label in labels
     }
-    every = np.concatenate([np.concatenate(tasks) for tasks in scores.values()]) if scores else np.zeros(1)
+    every = np.concatenate([np.concatenate(tasks) for tasks in scores.values()])
     margin = 0.05 * float(np.ptp(every)) or 1.0
     taus = np.linspace(every.min() - margin, every.max() + margin, 201)
     for label, tasks in scores.items():
@@ -222,8 +222,7 @@ def _profile(comparison: Comparison, references: dict[str, Reference]) -> Any:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(quantity(comparison.metric) if raw else "normalised score")
     axes.set_ylabel("share of the runs above")
-    if scores:
-        _legend(figure, labels)
+    _legend(figure, labels)
     return figure
 
 

@@ -147,7 +147,7 @@ def _finding(task: str, groups: dict[str, Any]) -> str:
     close = [label for label in rest if groups[label]["iqm"]["ci95"][1] >= best["ci95"][0]]
     if not close:
         return text + "; its interval overlaps no other's."
-    return text + f"; its interval overlaps that of {_(', '.join(close))}."
+    return text + f"; its interval overlaps that of {_(' and of '.join(close))}."
 
 
 def _figure(drawing: str, text: str) -> str:
@@ -166,6 +166,8 @@ def _task_section(task: str, summary: dict[str, Any], drawings: dict[str, str]) 
 
 
 def _overall_section(summary: dict[str, Any], drawings: dict[str, str]) -> str:
+    if "profile" not in drawings:
+        return ""  # no kind of runs has been in every task
     figures = _figure(drawings["profile"], "Performance profile: the share of the runs that score above each value.")
     if "all_tasks_env_steps" in drawings:
         figures += _figure(drawings["all_tasks_env_steps"], "All tasks together: IQM of the normalised scores.")
