@@ -191,7 +191,9 @@ def run_all(
                 while not (exhausted or signals) and len(running) < parallel:
                     job = next(waiting, None)
                     exhausted = job is None
-                    if job is not None:
+                    if job is not None and job.state == "finished":  # it was, before anybody was told
+                        ended(job, 0)
+                    elif job is not None:
                         running.append(start(job, lock))
                 if signals:
                     for process in running:

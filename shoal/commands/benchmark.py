@@ -19,7 +19,7 @@ from shoal import experiment, log, registry
 from shoal.cli import parse_run
 from shoal.config import Run
 from shoal.evaluate import evaluate
-from shoal.jobs import INTERRUPTED, Job, Process, last_words, locked, run_all
+from shoal.jobs import INTERRUPTED, OUTPUT, Job, Process, last_words, locked, run_all
 from shoal.log import clock
 from shoal.stats import report, runs
 from shoal.stats.plots import slug
@@ -75,31 +75,35 @@ def run(name: str, suite: Suite, options: Benchmark) -> int:
     for algorithm in options.algorithms:
         if algorithm not in suite.algorithms:
             raise ShoalError(f"the benchmark has no {algorithm!r}; {nearest(algorithm, suite.algorithms)}")
-    out = options.out or Path("runs/benchmark") / name
     suite = dataclasses.replace(
         suite, algorithms=options.algorithms or suite.algorithms, seeds=options.seeds or suite.seeds
     )
+    out, parallel = options.out or Path("runs/benchmark") / name, options.jobs or cores()
     jobs = plan(suite, out)
-    parallel = options.jobs or cores()
-    states = [job.state for job in jobs]
-    counts = f"{states.count('finished')} finished, {states.count('started')} to continue, {states.count('new')} new"
-    print(f"{name}: {len(jobs)} runs ({counts}), {parallel} at a time, in {out}")
-    left = [job for job, state in zip(jobs, states, strict=True) if state != "finished"]
     if options.dry_run:
-        print("\n".join(f"  {state:<9} {job.name}" for job, state in zip(jobs, states, strict=True)))
-    if left:
-        seconds, how = estimate(left, jobs, parallel)
-        print(f"estimate: {clock(seconds)} ({how})")
-    if options.dry_run:
+        _prepare(name, jobs, parallel, out)
+        print("\n".join(f"  {job.state:<9} {job.name}" for job in jobs))
         return 0
     with locked(out) as lock:
-        failed = _run(left, parallel, lock)
+        failed = _run(_prepare(name, jobs, parallel, out), parallel, lock)
         done = [job for job in jobs if job.state == "finished"]
         if done:
             _conclude(name, suite, done, out)
     for job, words in failed:
-        print(f"failed: {job.name}\n{words}\n  all it printed: {job.directory / 'output.txt'}")
+        print(f"failed: {job.name}\n{words}\n  all it printed: {job.directory / OUTPUT}")
     return 1 if failed else 0
+
+
+def _prepare(name: str, jobs: list[Job], parallel: int, out: Path) -> list[Job]:
+    """Those that are left, after saying how many and how long they will take."""
+    states = [job.state for job in jobs]
+    counts = f"{states.count('finished')} finished, {states.count('started')} to continue, {states.count('new')} new"
+    print(f"{name}: {len(jobs)} runs ({counts}), {parallel} at a time, in {out}", flush=True)
+    left = [job for job, state in zip(jobs, states, strict=True) if state != "finished"]
+    if left:
+        seconds, how = estimate(left, jobs, parallel)
+        print(f"estimate: {clock(seconds)} ({how})", flush=True)
+    return left
 
 
 def plan(suite: Suite, out: Path) -> list[Job]:

@@ -73,7 +73,7 @@ def draw_all(comparison: Comparison, references: dict[str, Reference], summary: 
             for x in AXES:
                 found[f"{name}_{x}"] = _curves(comparison, task, x)
             found[f"{name}_final"] = _final(comparison, task, summary)
-        if comparison.everywhere:
+        if comparison.everywhere and (references or len(comparison.tasks) == 1):
             found["profile"] = _profile(comparison, references)
         if summary["improvement"]:
             found["improvement"] = _improvement(comparison, summary)

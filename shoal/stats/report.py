@@ -167,7 +167,7 @@ def _task_section(task: str, summary: dict[str, Any], drawings: dict[str, str]) 
 
 def _overall_section(summary: dict[str, Any], drawings: dict[str, str]) -> str:
     if "profile" not in drawings:
-        return ""  # no kind of runs has been in every task
+        return ""  # no kind of runs has been in every task, or units differ
     figures = _figure(drawings["profile"], "Performance profile: the share of the runs that score above each value.")
     if "all_tasks_env_steps" in drawings:
         figures += _figure(drawings["all_tasks_env_steps"], "All tasks together: IQM of the normalised scores.")
