@@ -20,6 +20,7 @@ from shoal.commands import benchmark
 from shoal.commands.sweep import Search
 from shoal.stats.published import Figure, figures, lookup
 from shoal.stats.suites import SUITES, Suite, Task
+from shoal.stats.summary import summarise
 from shoal.types import ShoalError
 
 TINY = Suite(
@@ -71,6 +72,10 @@ def test_a_killed_benchmark_ends_with_the_same_table(tmp_path: Path, monkeypatch
     capsys.readouterr()
     table = conclude(killed, monkeypatch)
     assert "1 new" in capsys.readouterr().out
+    assert "Beside the published figures" in (killed / "report" / "report.html").read_text()
+    monkeypatch.setattr(
+        benchmark.report, "write", lambda comparison, directory, known, **_: summarise(comparison, known)
+    )
     assert table == conclude(through, monkeypatch)
     assert "0 to continue, 0 new" in capsys.readouterr().out
     assert "| matrix/two_step | iql | 2 |" in table
@@ -120,7 +125,8 @@ def test_every_suite_is_made_of_settings_that_exist() -> None:
     for name, suite in SUITES.items():
         if name in ("lbf", "rware"):  # suites of environments of their own
             continue
-        for job in benchmark.plan(dataclasses.replace(suite, seeds=1), Path("out")):
+        tasks = tuple({task.env: task for task in suite.tasks}.values())
+        for job in benchmark.plan(dataclasses.replace(suite, seeds=1, tasks=tasks), Path("out")):
             settings = job.run.settings
             assert (settings.eval_episodes, settings.absolute_episodes) == (32, 320)
             assert getattr(job.run.config, "anneal_steps", 0) in (0, settings.total_steps)
