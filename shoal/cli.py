@@ -1,4 +1,4 @@
-"""The command line: shoal train | eval | watch | crossplay | compare | benchmark | sweep | check | list."""
+"""The command line: shoal train | eval | watch | crossplay | nashconv | compare | benchmark | sweep | check | list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ import tyro
 
 from shoal import config, experiment, presets, registry
 from shoal.config import Run, Settings, replace
+from shoal.envs.check import SPACES, Problem, Promise
+from shoal.envs.common.spaces import Misfit
 from shoal.types import Discrete, ShoalError, nearest
+
+MANY = 16
+"""Agents that are no longer listed one by one."""
 
 USAGE = """shoal: many agents learning together
 
@@ -27,6 +32,7 @@ USAGE = """shoal: many agents learning together
   shoal eval DIR                          greedy episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
   shoal crossplay DIR...                  every run's one side against every run's other side
+  shoal nashconv DIR                      how far a trained run is from a Nash equilibrium of its game
   shoal compare DIR... --out DIR          statistics, tables, plots and a report over many runs
   shoal benchmark NAME [--out DIR]        a named suite of runs, with the published figures beside ours
   shoal sweep ALGORITHM ENV --search ...  look for good settings
@@ -47,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         "eval": _eval,
         "watch": _watch,
         "crossplay": _crossplay,
+        "nashconv": _nashconv,
         "compare": functools.partial(_elsewhere, "compare"),
         "benchmark": functools.partial(_elsewhere, "benchmark"),
         "sweep": functools.partial(_elsewhere, "sweep"),
@@ -238,7 +245,7 @@ class Eval:
     checkpoint: Literal["best", "last"] = "best"
     """The best evaluation's policy, or the newest."""
     opponents: tuple[str, ...] = ()
-    """GROUP=POLICY: another run's directory or a script plays that group instead."""
+    """WHO=POLICY: another run's directory or a script plays that group or agent instead."""
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -250,7 +257,8 @@ def _eval(arguments: list[str]) -> int:
     run = experiment.open_run(options.directory)
     env = experiment.evaluation_env(experiment.environment_of(run), options.episodes)
     policy = experiment.team(options.directory, env.spec, options.checkpoint, options.opponents)
-    summary = evaluate(policy, env, options.episodes, options.seed).summary()
+    result = evaluate(policy, env, options.episodes, options.seed)
+    summary = result.summary() | {"agent_returns": result.agent_returns()}
     env.close()
     if options.json:
         about = {"algorithm": run.algorithm, "env": run.env, "checkpoint": options.checkpoint, "units": UNITS}
@@ -263,6 +271,11 @@ def _eval(arguments: list[str]) -> int:
     for name, value in rows.items():
         low, high = value["ci95"]
         print(f"  {name:<24}{value['mean']:10.2f}   95% [{low:.2f}, {high:.2f}]   std {value['std']:.2f}")
+    if len(summary["agent_returns"]) <= MANY:
+        for agent, value in summary["agent_returns"].items():
+            signs = ", ".join(f"{value[sign]:.1%} {sign}" for sign in ("positive", "zero", "negative"))
+            low, high = value["ci95"]
+            print(f"  {agent:<24}{value['mean']:10.2f}   95% [{low:.2f}, {high:.2f}]   episodes: {signs}")
     for name in ("team_return", "agent_return"):
         print(f"  {name.replace('_', ' ')}: {UNITS[name]}")
     return 0
@@ -281,7 +294,7 @@ class Watch:
     envs: int = 1
     """Environments to show side by side."""
     opponents: tuple[str, ...] = ()
-    """GROUP=POLICY: another run's directory or a script plays that group instead."""
+    """WHO=POLICY: another run's directory or a script plays that group or agent instead."""
     seed: int = 1_000_000
     """Of the episodes' starts."""
     fps: int = 10
@@ -311,9 +324,9 @@ class Crossplay:
     directories: tyro.conf.Positional[tuple[Path, ...]]
     """Of runs in one environment; runs of one algorithm count as its seeds."""
     rows: str = ""
-    """Group of the table's rows; empty: the first."""
+    """Group, or agent, of the table's rows; empty: the first."""
     columns: str = ""
-    """Group of the table's columns; empty: the other."""
+    """Group, or agent, of the table's columns; empty: the other."""
     episodes: int = 100
     """Greedy episodes a pair."""
     seed: int = 1_000_000
@@ -335,10 +348,12 @@ def _crossplay(arguments: list[str]) -> int:
         if (run.env, run.env_args) != (runs[0].env, runs[0].env_args):
             raise ShoalError(f"the runs play different environments: {runs[0].env} and {run.env}, or its arguments")
     env = experiment.evaluation_env(experiment.environment_of(runs[0]), options.episodes)
-    rows = options.rows or next(iter(env.spec.groups))
-    columns = options.columns or next((g for g in env.spec.groups if g != rows), "")
-    if {rows, columns} != set(env.spec.groups):
-        raise ShoalError(f"two sides are needed, and {runs[0].env} has the groups {', '.join(env.spec.groups)}")
+    groups = list(env.spec.groups)
+    sides = groups if len(groups) > 1 else list(env.spec.groups[groups[0]].agents)
+    rows = options.rows or sides[0]
+    columns = options.columns or next((side for side in sides if side != rows), "")
+    if {rows, columns} != set(sides):
+        raise ShoalError(f"two sides are needed, and those of {runs[0].env} are {', '.join(sides)}")
     players: dict[str, list[Any]] = {}
     for run, directory in zip(runs, options.directories, strict=True):
         players.setdefault(run.algorithm, []).append(experiment.team(directory, env.spec, options.checkpoint))
@@ -353,6 +368,39 @@ def _crossplay(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class NashConv:
+    """What all players of a trained run would gain by best responses; 0 in a Nash equilibrium."""
+
+    directory: tyro.conf.Positional[Path]
+    """Of the run, in a turn-based game of OpenSpiel."""
+    checkpoint: Literal["best", "last"] = "best"
+    """The evaluation's policy with the lowest NashConv, or the newest policy."""
+    limit: int = 1_000_000
+    """States of the game to visit at most."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def _nashconv(arguments: list[str]) -> int:
+    from shoal.teams.exploitability import Game, GameTree
+
+    options = tyro.cli(NashConv, args=arguments, prog="shoal nashconv")
+    run = experiment.open_run(options.directory)
+    env = experiment.environment_of(run).make(1)
+    if not isinstance(env, Game):
+        raise ShoalError(f"{run.env} is no game of OpenSpiel: NashConv needs one, such as openspiel/kuhn_poker")
+    tree = GameTree(env, options.limit)
+    value = tree.nash_conv(experiment.load_policy(options.directory, options.checkpoint, env.spec))
+    about = {"algorithm": run.algorithm, "env": run.env, "checkpoint": options.checkpoint}
+    if options.json:
+        print(json.dumps({"nash_conv": value, "information_states": len(tree.keys), **about}))
+        return 0
+    print(f"{run.algorithm} on {run.env}, {options.checkpoint} checkpoint, {len(tree.keys):,} information states")
+    print(f"  NashConv {value:.6f}")
+    return 0
+
+
+@dataclass(frozen=True)
 class Check:
     """Random steps in an environment: what agents see and do, and what breaks shoal's contract."""
 
@@ -363,7 +411,7 @@ class Check:
 
 
 def _check(arguments: list[str]) -> int:
-    from shoal.envs.check import problems
+    from shoal.envs.check import examine
 
     if not arguments or arguments[0].startswith("-"):
         print("shoal check ENV [--steps N] [--seed S] [--env.KEY VALUE]: see docs/environments/own.md")
@@ -377,24 +425,46 @@ def _check(arguments: list[str]) -> int:
         make_dataclass("Options", fields, frozen=True), args=arguments[1:], prog=f"shoal check {arguments[0]}"
     )
     chosen = {} if env_arguments is None else _changed(options.env)
-    env = registry.Environment(arguments[0], **chosen).make(1)
     print(f"{arguments[0]}\n")
+    try:
+        env = registry.Environment(arguments[0], **chosen).make(1)
+    except Misfit as error:
+        _print_table([Promise(SPACES, 1, [Problem(error.what, error.fix)])])
+        return 1
     print(f"  {'group':<16}{'agents':>6}  {'observation':<14}{'actions':<14}masks")
     for name, group in env.spec.groups.items():
         size, kind = group.action.size, "choices" if isinstance(group.action, Discrete) else "numbers"
-        seen = " x ".join(map(str, group.obs_shape))
+        seen = " x ".join(map(str, group.obs_shape)) + " picture" * group.image
         masks = "yes" if group.masked else "no"
         print(f"  {name:<16}{group.num_agents:>6}  {seen:<14}{f'{size} {kind}':<14}{masks}")
-    print(f"  global state: {env.spec.state_size or 'none'}\n")
-    found = problems(getattr(env, "envs", [env])[0], options.check.steps, options.check.seed)
+    print(f"  global state: {env.spec.state_size or 'none'}")
+    print(f"  a step is {'one turn of one agent' if getattr(env, 'turn_based', False) else 'of all agents'}")
+    promises = examine(getattr(env, "envs", [env])[0], options.check.steps, options.check.seed)
     env.close()
-    for problem in found:
-        print(f"  {'warning' if problem.harmless else 'problem'}: {problem.what}")
-        if problem.fix:
-            print(f"      fix: {problem.fix}")
+    _print_table(promises)
+    found = [problem for promise in promises for problem in promise.problems]
     serious = sum(not problem.harmless for problem in found)
     print(f"{options.check.steps} random steps, problems: {serious}, warnings: {len(found) - serious}")
     return 1 if serious else 0
+
+
+def _print_table(promises: list[Promise]) -> None:
+    """What was looked at, how often, and what was found with its remedy."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading, wide in (("checked", 28), ("looked", 6), ("found", 12), ("what, and where first", 34), ("fix", 34)):
+        table.add_column(heading, max_width=wide, overflow="fold")
+    for promise in promises:
+        looked = str(promise.looked) if promise.looked else "-"
+        if not promise.problems:
+            table.add_row(promise.what, looked, "ok" if promise.looked else "-", "", "")
+        for problem in promise.problems:
+            kind = "warning" if problem.harmless else "problem"
+            table.add_row(promise.what, looked, f"{kind} {problem.times}x", problem.what, problem.fix)
+    Console(width=124, highlight=False, markup=False).print(table)
 
 
 def _list(arguments: list[str]) -> int:
@@ -408,9 +478,8 @@ def _list(arguments: list[str]) -> int:
         print(f"  {name:<10} {preset.summary}")
     print("environments")
     for suite in registry.suites():
-        names = registry.environments(suite)
         print(f"  {suite}")
-        for name in names:
-            print(f"    {name}")
+        for name in registry.environments(suite):
+            print(f"    {name:<44}{registry.note(name)}".rstrip())
     print("  your own\n    file.py:factory or package.module:factory")
     return 0

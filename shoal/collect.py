@@ -41,24 +41,32 @@ class LocalCollector:
     """
 
     def __init__(self, policy: Policy, env: VecEnv, num_steps: int, seed: int) -> None:
-        self.policy, self.env, self.num_steps = policy, env, num_steps
-        self.view = env.reset(seed)
-        self.memory = policy.initial_memory(env.num_envs)
+        self.policy, self.num_steps = policy, num_steps
+        self.enter(env, seed)
         self.start_memory = policy.initial_memory(env.num_envs)
         sizes = {name: memory.shape[-1] for name, memory in self.memory.items()}
         self.rollout = allocate(env.spec, (num_steps, env.num_envs), sizes)
         self.rows = [tree.index(self.rollout, t) for t in range(num_steps)]
-        self.present = {n: torch.ones(env.num_envs, g.num_agents, dtype=torch.bool) for n, g in env.spec.groups.items()}
-        self.episodes = Episodes(env)
         self.finished: list[tuple[Groups, Tensor]] = []
         """Returns and lengths of the episodes that ended since the caller last emptied this list."""
+        self.latest: list[tuple[Groups, Tensor]] = []
+        """Those of the latest `collect`."""
         self.acting_seconds = 0.0
         self.env_seconds = 0.0
 
+    def enter(self, env: VecEnv, seed: int) -> None:
+        """Play in `env` from here on, from fresh starts."""
+        self.env, self.view = env, env.reset(seed)
+        self.memory = self.policy.initial_memory(env.num_envs)
+        self.present = {n: torch.ones(env.num_envs, g.num_agents, dtype=torch.bool) for n, g in env.spec.groups.items()}
+        self.episodes = Episodes(env)
+
     def collect(self) -> Batch:
         """The next `num_steps` steps of every environment."""
+        before = len(self.finished)
         for row in self.rows:
             self._step(row)
+        self.latest = self.finished[before:]
         return self.rollout
 
     def _step(self, row: Batch) -> None:

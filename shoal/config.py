@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shoal.teams import curriculum
 from shoal.types import ShoalError, nearest
 
 T = TypeVar("T")
@@ -32,7 +33,8 @@ class Settings:
     out: str = ""
     """Directory of the run; empty: runs/ENV/ALGORITHM_sSEED."""
     opponents: tuple[str, ...] = ()
-    """GROUP=POLICY for groups that do not learn; POLICY is a run's directory or random, still, greedy, pursue, flee."""
+    """WHO=POLICY: who does not learn, a group or an agent; a run's directory or random, still, greedy, pursue, flee."""
+    curriculum: curriculum.Settings = field(default_factory=curriculum.Settings)
     eval_every: int = 0
     """Environment steps between evaluations (and checkpoints); 0: a twentieth of the total."""
     eval_episodes: int = 100

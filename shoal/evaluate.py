@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ UNITS = {
     "team_return": "sum over all agents of the undiscounted episode reward",
     "agent_return": "mean over all agents of the undiscounted episode reward",
     "group_return": "mean over the group's agents of the undiscounted episode reward",
+    "agent_returns": "undiscounted episode reward of each agent, and the shares of episodes above, at and below 0",
     "length": "environment steps in an episode",
 }
 
@@ -27,6 +28,8 @@ class Evaluation:
 
     returns: dict[str, Array]
     lengths: Array
+    agents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of each group's agents."""
 
     @property
     def episodes(self) -> int:
@@ -48,6 +51,23 @@ class Evaluation:
         """Mean over a group's agents, `[episode]`."""
         mean: Array = self.returns[group].mean(1)
         return mean
+
+    def return_of(self, agent: str) -> Array:
+        """Of one agent, `[episode]`."""
+        group = next(group for group, names in self.agents.items() if agent in names)
+        return self.returns[group][:, self.agents[group].index(agent)]
+
+    def agent_returns(self) -> dict[str, dict[str, Any]]:
+        """Of every agent as `describe` does, and the shares of episodes that returned more, exactly and less than 0.
+
+        In a game that is won or lost these are the games won, drawn and lost.
+        """
+        found = {}
+        for name in (name for names in self.agents.values() for name in names):
+            values = self.return_of(name)
+            signs = {"positive": values > 0, "zero": values == 0, "negative": values < 0}
+            found[name] = describe(values) | {sign: float(where.mean()) for sign, where in signs.items()}
+        return found
 
     def _everyone(self) -> Array:
         return np.concatenate(list(self.returns.values()), axis=1)
@@ -130,4 +150,5 @@ def evaluate(
         env.load_state_dict(before)
     if not all(np.isfinite(rows).all() for rows in returns.values()):
         raise ShoalError("an episode's return is NaN or infinite: look at the environment's rewards")
-    return Evaluation({name: np.stack(rows) for name, rows in returns.items()}, np.array(lengths, np.float64))
+    agents = {name: group.agents for name, group in env.spec.groups.items()}
+    return Evaluation({name: np.stack(rows) for name, rows in returns.items()}, np.array(lengths, np.float64), agents)

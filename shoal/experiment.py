@@ -21,8 +21,10 @@ from shoal.envs.check import Problem, problems
 from shoal.envs.pettingzoo import ParallelEnvs
 from shoal.evaluate import evaluate
 from shoal.log import ABSOLUTE, Display, Log, read_absolute, read_evaluations, replace
+from shoal.teams.curriculum import Course
+from shoal.teams.exploitability import diagnose
 from shoal.teams.scripted import SCRIPTS, Scripted
-from shoal.teams.team import Against, Team
+from shoal.teams.team import Against, Team, by_agent, seat, without
 from shoal.train import Progress, train
 from shoal.types import Algorithm, EnvSpec, Policy, ShoalError, Tree, VecEnv, nearest
 
@@ -44,10 +46,9 @@ def open_run(directory: Path) -> Run:
 
 
 def build(run: Run, spec: EnvSpec) -> Algorithm:
-    """The run's algorithm for the groups it learns of an environment with `spec`, untrained."""
+    """The run's algorithm for the agents it learns of an environment with `spec`, untrained."""
     preset = registry.algorithm(run.algorithm)
-    groups = {name: group for name, group in spec.groups.items() if name not in opponents(run.settings.opponents)}
-    spec = EnvSpec(groups, spec.state_size)
+    spec = without(spec, by_agent(spec, opponents(run.settings.opponents)).keys())
     return preset.build(spec, run.config, seed=run.settings.seed, device=run.settings.device)
 
 
@@ -63,13 +64,13 @@ def load_policy(directory: Path, which: str, spec: EnvSpec) -> Algorithm:
 
 
 def opponents(sources: tuple[str, ...]) -> dict[str, str]:
-    """`GROUP=POLICY` settings by group."""
+    """`WHO=POLICY` settings, by the names of groups or agents."""
     found = {}
     for source in sources:
-        group, equals, policy = source.partition("=")
-        if not (group and equals and policy):
-            raise ShoalError(f"an opponent is written GROUP=POLICY, not {source!r}")
-        found[group] = policy
+        who, equals, policy = source.partition("=")
+        if not (who and equals and policy):
+            raise ShoalError(f"an opponent is written WHO=POLICY (WHO: a group or an agent), not {source!r}")
+        found[who] = policy
     return found
 
 
@@ -85,11 +86,11 @@ def policy_of(source: str, spec: EnvSpec, which: str = "best") -> Policy:
 def team(directory: Path, spec: EnvSpec, which: str, others: tuple[str, ...] = ()) -> Team:
     """Everybody who plays in a run's environment: its own policy, its opponents, or `others` instead of either."""
     run = open_run(directory)
-    sources = {**opponents(run.settings.opponents), **opponents(others)}
-    for group in sources.keys() - spec.groups.keys():
-        raise ShoalError(f"{run.env} has no group {group!r}; {nearest(group, spec.groups)}")
+    sources = by_agent(spec, opponents(run.settings.opponents)) | by_agent(spec, opponents(others))
+    known: dict[str, Policy] = {source: policy_of(source, spec, which) for source in dict.fromkeys(sources.values())}
+    agents = [agent for group in spec.groups.values() for agent in group.agents]
     own = load_policy(directory, which, spec)
-    return Team({g: policy_of(sources[g], spec, which) if g in sources else own for g in spec.groups})
+    return seat(spec, {agent: known[sources[agent]] if agent in sources else own for agent in agents})
 
 
 def environment_of(run: Run) -> registry.Environment:
@@ -98,11 +99,24 @@ def environment_of(run: Run) -> registry.Environment:
 
 
 def against(env: VecEnv, run: Run) -> VecEnv:
-    """`env`, its groups that do not learn played by the run's opponents."""
+    """`env`, its agents that do not learn played by the run's opponents."""
     sources = opponents(run.settings.opponents)
     if not sources:
         return env
-    return Against(env, {group: policy_of(source, env.spec) for group, source in sources.items()})
+    return Against(env, {who: policy_of(source, env.spec) for who, source in sources.items()})
+
+
+def course_of(run: Run) -> Course | None:
+    """The run's curriculum, if it has one."""
+    settings = run.settings
+    if settings.curriculum.kind == "none":
+        return None
+
+    def make(arguments: dict[str, Any]) -> VecEnv:
+        task = registry.Environment(run.env, **{**run.env_args, **arguments})
+        return against(task.make(settings.num_envs), run)
+
+    return Course(settings.curriculum, settings.seed, make)
 
 
 def evaluation_env(environment: registry.Environment, episodes: int) -> VecEnv:
@@ -120,6 +134,7 @@ class Trial:
     log: Log
     display: Display
     evaluation_env: VecEnv
+    course: Course | None
     best: float = -np.inf
 
     @property
@@ -128,27 +143,37 @@ class Trial:
 
     def write_metrics(self, progress: Progress) -> None:
         metrics = progress.drain()
+        if self.course:
+            metrics["task"] = float(self.course.task)
         self.log.write(progress.env_steps, progress.seconds, metrics)
         self.display.log(progress.env_steps, metrics)
 
     def evaluate(self, progress: Progress) -> None:
-        """Greedy episodes, and the best checkpoint if they are better than any before."""
+        """Greedy episodes, and the best checkpoint if none before was better.
+
+        Where NashConv can be computed the lowest is the best: in self-play, what one player wins another loses.
+        """
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
         result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, _seed(settings, 1))
         steps, mean = progress.env_steps, float(result.agent_return.mean())
-        summary = {**result.summary(), "samples": result.samples()}
+        found = diagnose(self.algorithm, self.evaluation_env)
+        summary = {**result.summary(), "samples": result.samples(), **found}
         self.log.write_evaluation(steps, progress.seconds, summary)
-        metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean())}
+        metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean()), **found}
         self.log.write(steps, progress.seconds, metrics)
-        self.display.evaluation(steps, mean, str(result), progress.seconds)
-        if mean > self.best:
-            self.best = mean
+        text = ", ".join([str(result), *[f"{name} {value:.4f}" for name, value in found.items()]])
+        self.display.evaluation(steps, mean, text, progress.seconds)
+        score = -found["nash_conv"] if found else mean
+        if score >= self.best:  # a game that is won by what the other loses is always worth 0: the newest is the best
+            self.best = score
             tree = {"algorithm": progress.algorithm.state_dict(), "env_steps": steps}
             checkpoint.save(self.checkpoints, tree, steps, "best")
 
     def save(self, progress: Progress) -> None:
-        checkpoint.save(self.checkpoints, {**progress.state_dict(), "best": self.best}, progress.env_steps)
+        course = self.course.curriculum.state_dict() if self.course else None
+        tree = {**progress.state_dict(), "best": self.best, "curriculum": course}
+        checkpoint.save(self.checkpoints, tree, progress.env_steps)
 
 
 def _seed(settings: Settings, stream: int) -> int:
@@ -164,8 +189,9 @@ def absolute(run: Run, directory: Path) -> None:
     torch.set_num_threads(run.settings.threads)  # as in training: the same numbers whenever it is called
     torch.set_flush_denormal(True)
     episodes = run.settings.absolute_episodes
-    env = against(evaluation_env(environment_of(run), episodes), run)
-    result = evaluate(load_policy(directory, "best", env.spec), env, episodes, _seed(run.settings, 2))
+    full = evaluation_env(environment_of(run), episodes)
+    env, policy = against(full, run), load_policy(directory, "best", full.spec)
+    result = evaluate(policy, env, episodes, _seed(run.settings, 2))
     env.close()
     about = {"env_steps": checkpoint.step(directory / CHECKPOINTS, "best"), "total_steps": run.settings.total_steps}
     record = {**about, **result.summary(), "samples": result.samples()}
@@ -200,7 +226,10 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     warnings = _checked(environment)
     full = environment.make(run.settings.num_envs)
     env, algorithm = against(full, run), build(run, full.spec)
+    course = course_of(run)
     state = checkpoint.load(directory / CHECKPOINTS) if resume else None
+    if course and state:
+        course.curriculum.load_state_dict(state["curriculum"])
     done = state["env_steps"] if state else 0
     if done >= run.settings.total_steps:
         raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
@@ -218,19 +247,24 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         ),
         display=Display(f"{run.algorithm} on {run.env}, seed {run.settings.seed}", run.settings.total_steps),
         evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes), run),
+        course=course,
         best=state["best"] if state else -np.inf,
     )
     trial.display.evaluations = [(e["env_steps"], e["agent_return"]["mean"]) for e in read_evaluations(directory)]
+    if course:
+        trial.display.note = str(course)
     for warning in warnings:
         trial.display.message(f"warning: {warning}")
     try:
-        reached = _loop(trial, env, state)
+        reached = _loop(trial, course.env if course else env, state)
         if reached and run.settings.absolute_episodes:
             absolute(run, directory)
         return reached
     finally:
         trial.log.close()
         env.close()
+        if course:
+            course.close()
         trial.evaluation_env.close()
         if read_evaluations(directory):
             plot.curves(directory, f"{run.algorithm} on {run.env}, seed {run.settings.seed}")
@@ -264,6 +298,9 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
                         f"memory for experience: {progress.experience.num_bytes / 2**20:,.0f} MiB at most"
                     )
                 done = progress.env_steps
+                if trial.course and trial.course.follow(progress):
+                    trial.display.note = str(trial.course)
+                    trial.display.message(f"{done:>11,} steps  {trial.course}")
                 trial.display.update(done)
                 if progress.every(log_every):
                     trial.write_metrics(progress)

@@ -169,6 +169,8 @@ class Display:
 
     def __init__(self, title: str, total_steps: int) -> None:
         self.title, self.total_steps = title, total_steps
+        self.note = ""
+        """What is going on, shown beside the numbers."""
         self.console = Console()
         self.start_steps: int | None = None
         self.started = self.drawn = time.perf_counter()
@@ -231,7 +233,7 @@ class Display:
         parts = [f"{env_steps:>11,} steps", f"{rate:,.0f} steps/s", f"{clock(left)} left"]
         if "train_agent_return" in self.metrics:
             parts.append(f"return {self.metrics['train_agent_return']:.2f} per agent (exploring)")
-        return "  ".join([*parts, self._split()])
+        return "  ".join([*parts, self._split(), self.note]).rstrip()
 
     def _split(self) -> str:
         names = (("time_env", "environment"), ("time_act", "acting"), ("time_learn", "learning"))
@@ -241,7 +243,8 @@ class Display:
         assert self.live is not None
         rate, left = self._rates(env_steps)
         table = Table.grid(padding=(0, 2))
-        table.add_row(Text(self.title, style="bold"), f"{env_steps:,} / {self.total_steps:,} steps")
+        title = " · ".join(filter(None, [self.title, self.note]))
+        table.add_row(Text(title, style="bold"), f"{env_steps:,} / {self.total_steps:,} steps")
         table.add_row(
             ProgressBar(total=self.total_steps, completed=env_steps, width=40),
             f"{rate:,.0f} steps/s   {clock(left)} left",

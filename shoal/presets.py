@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal import registry
+
 PARTICLES = {
     "num_envs": 64,
     "total_steps": 4_000_000,
@@ -78,7 +80,38 @@ for _algorithm in POLICIES:
     for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
 
+FORAGING = {
+    "num_envs": 128,
+    "total_steps": 5_000_000,
+    "anneal_steps": 5_000_000,
+    "batch_steps": 6400,
+    "minibatches": 2,
+    "lr": 1e-3,
+    "critic_lr": 1e-3,
+    "net.identity": True,  # players that are alike wait for each other, each beside food of its own
+}
+FORAGING_VALUES = {**COOPERATIVE, "gamma": 0.99, "net.identity": True}
+for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
+    for _algorithm in ("ippo", "mappo"):
+        TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING
+    for _algorithm in ("vdn", "qmix"):
+        TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING_VALUES
+TASKS["ippo", "pettingzoo/classic/connect_four"] = {  # both players share their weights: self-play
+    "num_envs": 32,
+    "total_steps": 300_000,
+    "anneal_steps": 300_000,
+    "batch_steps": 4096,
+    "epochs": 4,
+    "minibatches": 4,
+    "lr": 1e-3,
+    "critic_lr": 1e-3,
+    "lr_end": 0.1,
+    "entropy": 0.02,
+    "net.hidden": (128, 128),
+    "eval_episodes": 20,
+}
+
 
 def task(algorithm: str, env: str) -> dict[str, Any]:
     """Field names of `Settings` and of the algorithm's `Config` (`net.X`: of its `Net`), with values for this task."""
-    return TASKS.get((algorithm, env), {})
+    return TASKS.get((algorithm, registry.canonical(env)), {})

@@ -42,9 +42,10 @@ def suites() -> dict[str, str]:
     """Every suite of environments: its name and its module's.
 
     A suite is a module of `shoal.envs` with `names()` and `make(name, num_envs, **arguments)`; where there are
-    `parameters(name)` and `hints(name)`, arguments are checked and typed by them. `SERIAL = True` says that
-    environments are stepped one after the other (`make` then takes `first` and `render_mode` too), `OPEN = True` that
-    `names()` are not all.
+    `parameters(name)` and `hints(name)`, arguments are checked and typed by them; `note(name)` is shown beside a name;
+    `canonical(name)` gives the one name of an environment that goes by several. `SERIAL = True` says that environments
+    are stepped one after the other (`make` then takes `first` and `render_mode` too), `OPEN = True` that `names()` are
+    not all.
     """
     modules = [info.name for info in pkgutil.iter_modules(envs_package.__path__)]
     return {name: f"{envs_package.__name__}.{name}" for name in modules if name not in NO_SUITES}
@@ -55,12 +56,26 @@ def environments(suite: str) -> list[str]:
     return [f"{suite}/{name}" for name in importlib.import_module(suites()[suite]).names()]
 
 
+def canonical(name: str) -> str:
+    """The one name of `suite/name` for which settings are known, where the suite lets an environment have several."""
+    suite, _, rest = name.partition("/")
+    module: Any = importlib.import_module(suites()[suite]) if suite in suites() else None
+    return f"{suite}/{module.canonical(rest)}" if hasattr(module, "canonical") else name
+
+
+def note(name: str) -> str:
+    """What a suite says beside the full name of one of its environments, if anything."""
+    suite, _, rest = name.partition("/")
+    module = importlib.import_module(suites()[suite])
+    return str(module.note(rest)) if hasattr(module, "note") else ""
+
+
 class Environment:
     """How to make an environment: what `shoal.make` and the command line have in common.
 
     Args:
-        name: `suite/name`, `file.py:factory` or `package.module:factory`. A factory returns a PettingZoo `ParallelEnv`,
-            or (if it takes `num_envs`) a `VecEnv`.
+        name: `suite/name`, `file.py:factory` or `package.module:factory`. A factory returns a PettingZoo `ParallelEnv`
+            or `AECEnv`, or (if it takes `num_envs`) a `VecEnv`.
         complete: whether these are all arguments (the command line asks for an environment's before it reads them).
         arguments: for the environment.
 
@@ -147,13 +162,8 @@ class Environment:
         return ParallelEnvs(lambda: self._parallel(factory(**self.arguments, **extra)), num_envs, self.name)
 
     def _parallel(self, env: Any) -> Any:
-        if hasattr(env, "agent_iter"):
-            raise ShoalError(
-                f"{self.name} returns a turn-based AECEnv; return a ParallelEnv "
-                "(pettingzoo.utils.aec_to_parallel, where all agents act in every round)"
-            )
         if not hasattr(env, "possible_agents"):
-            raise ShoalError(f"{self.name} must return a PettingZoo ParallelEnv, not {type(env).__name__}")
+            raise ShoalError(f"{self.name} must return a PettingZoo ParallelEnv or AECEnv, not {type(env).__name__}")
         return env
 
 

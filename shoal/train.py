@@ -29,8 +29,8 @@ class Progress:
     def __init__(self, algorithm: Algorithm, env: VecEnv, total_steps: int, seed: int) -> None:
         self.algorithm, self.env, self.total_steps = algorithm, env, total_steps
         self.experience = algorithm.experience(env.num_envs)
-        env_seed = int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31
-        self.collector = LocalCollector(algorithm, env, self.experience.rollout_steps, env_seed)
+        self.seed = seed
+        self.collector = LocalCollector(algorithm, env, self.experience.rollout_steps, _env_seed(seed))
         self.env_steps = 0
         self.previous_steps = 0
         self.seconds = 0.0
@@ -39,6 +39,18 @@ class Progress:
         self.updates = 0
         self._metrics: dict[str, list[Tensor]] = {}  # of the latest updates
         self._sums: dict[str, tuple[float, int]] = {}  # and, folded, of those before
+
+    def move_to(self, env: VecEnv) -> None:
+        """Go on in another environment with the same groups of agents, from fresh starts; what is known stays known.
+
+        Raises:
+            ShoalError: its agents see or do something else, or there are more or fewer environments.
+        """
+        if (env.spec, env.num_envs) != (self.env.spec, self.env.num_envs):
+            raise ShoalError(f"training cannot go on among other agents: {env.spec}, and not {self.env.spec}")
+        self.env = env
+        self.collector.enter(env, _env_seed(self.seed, self.env_steps))
+        self.experience.cut()
 
     def every(self, steps: int) -> bool:
         """Whether this rollout passed a multiple of `steps` environment steps (or the end)."""
@@ -125,6 +137,10 @@ class Progress:
         self.env_steps = self.previous_steps = state["env_steps"]
         self.seconds, self.updates = state["seconds"], state["updates"]
         self.collector.env_seconds, self.collector.acting_seconds, self.learning_seconds = state["clocks"]
+
+
+def _env_seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0]) % 2**31
 
 
 def _keep_freed_memory() -> None:

@@ -13,7 +13,7 @@ import shoal
 from shoal import cli
 from shoal.envs import pettingzoo as suite
 from shoal.envs.check import problems
-from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.envs.pettingzoo import AgentAdapter, ParallelEnvs
 from shoal.types import Box, Discrete, Groups, ShoalError
 
 
@@ -260,15 +260,187 @@ def test_action_masks_and_flattened_observations() -> None:
     shoal.check_env(Masked())
 
 
-def test_pettingzoos_own_environments() -> None:
-    env = suite.make("butterfly/knights_archers_zombies", 1)
-    assert set(env.spec.groups) == {"archer", "knight"}
-    assert env.spec.groups["archer"].num_agents == 2
+class Informed(Masked):
+    """As `Masked`, with plain observations: the mask is in `info`."""
+
+    def observation_space(self, agent: str) -> Any:
+        return spaces.Box(0, 9, (1,), np.int64)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        return self._informed(super().reset()[0])[0::4]
+
+    def _informed(self, shown: Any, *others: Any) -> Any:
+        masks = {a: {"action_mask": o["action_mask"]} for a, o in shown.items()}
+        return {a: np.array([self.time]) for a in shown}, *(others or (0, 0, 0)), masks
+
+    def step(self, actions: dict[str, int]) -> Any:
+        return self._informed(*super().step(actions)[:4])
+
+
+def test_action_masks_in_info() -> None:
+    env = ParallelEnvs(Informed, 2)
+    assert env.spec.groups["player"].masked
     env.reset(0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
+        step = env.step(suite.random_actions(env, generator))  # the environment asserts that they are legal
+    assert step.view.legal["player"][0, 0].tolist() == [False, False, True, False]
+    shoal.check_env(Informed())
+
+    class Late(Informed):
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            return super().reset()[0], {}
+
+        def step(self, actions: dict[str, int]) -> Any:
+            return super().step({"player_0": self.time % 4})
+
+    late = ParallelEnvs(Late, 1)
+    late.reset(0)
+    with pytest.raises(ShoalError, match="step 1: info of player_0 has an action_mask"):
+        late.step({"player": torch.zeros(1, 1, dtype=torch.int64)})
+    with pytest.raises(ShoalError, match=r"that of reset\(\) had none"):
+        shoal.check_env(Late(), steps=1)
+
+
+def adapter(observation: Any = None, action: Any = None) -> AgentAdapter:
+    return AgentAdapter("a_0", observation or spaces.Box(0, 1, (2,)), action or spaces.Discrete(2))
+
+
+JOINT = {
+    "multi_discrete": (spaces.MultiDiscrete([2, 3], start=[0, 5]), 6),
+    "grid": (spaces.MultiDiscrete([[2, 3], [2, 2]]), 24),
+    "multi_binary": (spaces.MultiBinary(3), 8),
+    "tuple": (spaces.Tuple([spaces.Discrete(2, start=1), spaces.MultiBinary((2, 1))]), 8),
+    "dict": (spaces.Dict({"move": spaces.Discrete(3), "say": spaces.MultiDiscrete([2, 2])}), 12),
+}
+
+
+@pytest.mark.parametrize("kind", JOINT)
+def test_joint_choices_are_numbered(kind: str) -> None:
+    space, size = JOINT[kind]
+    one = adapter(action=space)
+    assert one.action == Discrete(size)
+    values = [one.write(np.int64(k)) for k in range(size)]
+    assert all(space.contains(value) for value in values)
+    assert len({str(value) for value in values}) == size
+
+
+def test_masks_of_joint_choices() -> None:
+    one = adapter(action=spaces.MultiDiscrete([2, 3]))
+    legal = one.read_mask(None, {"action_mask": (np.array([0, 1]), np.array([1, 0, 1]))})
+    assert [one.write(k).tolist() for k in np.flatnonzero(legal)] == [[1, 0], [1, 2]]
+    assert one.read_mask(None, {"action_mask": [1, 0, 0, 0, 0, 0]}).tolist() == [True] + [False] * 5
+    assert one.read_mask(None, {}) is None
+    with pytest.raises(ShoalError, match=r"action mask of a_0 has shape \(5,\): one entry for each of its 6"):
+        one.read_mask(None, {"action_mask": np.ones(5)})
+
+
+UNUSABLE = {
+    "too many choices": (None, spaces.MultiDiscrete([17, 17, 17]), "4,913 joint choices"),
+    "mixed": (None, spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1)]), "consists of discrete choices"),
+    "too long": (spaces.Discrete(70_000), None, "flattens to 70,000 numbers"),
+    "sequence": (spaces.Dict({"a": spaces.Sequence(spaces.Discrete(2))}), None, "cannot be flattened"),
+    "mask only": (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), None, "its action mask and nothing else"),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_spaces_that_cannot_be_used_are_refused(what: str) -> None:
+    observation, action, message = UNUSABLE[what]
+    with pytest.raises(ShoalError, match=message):
+        adapter(observation, action)
+    adapter(action=spaces.Discrete(5000))  # one choice may have many numbers
+
+
+PICTURES = {
+    "colour": ((4, 5, 3), (4, 5, 3)),
+    "grey": ((4, 5), (4, 5, 1)),
+    "channels first": ((3, 4, 5), (4, 5, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_stay_bytes(kind: str) -> None:
+    shape, wanted = PICTURES[kind]
+    one = adapter(spaces.Box(0, 255, shape, np.uint8))
+    assert (one.image, one.obs_shape) == (True, wanted)
+    picture = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    seen = one.read(picture)
+    assert seen.dtype == np.uint8
+    assert seen.shape == wanted
+    assert seen[2, 1, -1] == (picture[-1, 2, 1] if kind == "channels first" else picture[2, 1].flat[-1])
+
+
+def test_planes_and_vectors_are_no_pictures() -> None:
+    for space in (
+        spaces.Box(0, 1, (6, 7, 2), np.uint8), spaces.Box(0, 255, (128,), np.uint8), spaces.Box(0, 255, (4, 4, 3))
+    ):  # fmt: skip
+        one = adapter(space)
+        assert (one.image, one.obs_shape) == (False, space.shape)
+    assert adapter(spaces.Dict({"b": spaces.MultiBinary(2), "a": spaces.Discrete(3)})).obs_shape == (5,)
+    mixed = adapter(
+        spaces.Dict({"action_mask": spaces.MultiBinary(2), "x": spaces.Box(0, 1, (2,)), "y": spaces.Discrete(2)})
+    )
+    seen = {"action_mask": np.ones(2), "x": np.array([0.5, 1.0]), "y": 1}
+    assert mixed.read(seen).tolist() == [0.5, 1.0, 0.0, 1.0]
+
+
+class Camera(Masked):
+    """Sees a picture; its state is a picture too, of `state_shape`."""
+
+    state_shape = (3, 4, 3)
+
+    def observation_space(self, agent: str) -> Any:
+        return spaces.Box(0, 255, (6, 4, 3), np.uint8)
+
+    def action_space(self, agent: str) -> Any:
+        return spaces.Discrete(1)
+
+    def _shown(self) -> dict[str, Any]:
+        return {"player_0": np.full((6, 4, 3), 250 + self.time, np.uint8)}
+
+    def state(self) -> Any:
+        return np.full(self.state_shape, 51, np.uint8)
+
+
+def test_pictures_in_a_batch() -> None:
+    env = ParallelEnvs(Camera, 2)
+    assert env.spec.groups["player"].image
+    view = env.reset(0)
+    assert view.obs["player"].dtype == torch.uint8
+    assert (view.obs["player"] == 250).all()
+    assert torch.allclose(view.state, torch.full((2, 36), 0.2))
+    assert (env.step({"player": torch.zeros(2, 1, dtype=torch.int64)}).successor.obs["player"] == 251).all()
+    shoal.check_env(env, steps=1)
+
+    class Panorama(Camera):
+        state_shape = (200, 200, 3)
+
+    assert ParallelEnvs(Panorama, 1).spec.state_size == 0  # more than anybody would learn from
+
+
+ZOO = ("butterfly/knights_archers_zombies", "butterfly/pistonball", "sisl/multiwalker", "sisl/pursuit")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_pettingzoos_own_environments(name: str) -> None:
+    env = suite.make(name, 1)
+    env.reset(0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5 if "piston" in name else 100):
         step = env.step(suite.random_actions(env, generator))
-    assert step.alive["knight"].all()
+        assert all(torch.isfinite(reward).all() for reward in step.reward.values())
+    groups = {n: (g.num_agents, g.obs_shape, g.action, g.image) for n, g in env.spec.groups.items()}
+    assert (
+        groups
+        == {
+            ZOO[0]: {n: (2, (27, 5), Discrete(6), False) for n in ("archer", "knight")},
+            ZOO[1]: {"piston": (20, (457, 120, 3), Box(1), True)},
+            ZOO[2]: {"walker": (3, (31,), Box(4), False)},
+            ZOO[3]: {"pursuer": (8, (7, 7, 3), Discrete(5), False)},
+        }[name]
+    )
+    assert env.spec.state_size == {ZOO[0]: 104, ZOO[1]: 0, ZOO[2]: 75, ZOO[3]: 768}[name]
     env.close()
 
 
@@ -298,6 +470,14 @@ def test_shoal_check_prints_groups_and_problems_with_their_fixes(tmp_path: Any, 
     assert cli.main(["check", f"{file}:Bad"]) == 1
     printed = capsys.readouterr().out
     assert "runner_1" in printed
+    assert "problem 43x" in printed  # in every episode of 7 steps
+    assert "Find the division" in printed
     assert "problems: 1" in printed
+    file.write_text(
+        file.read_text()
+        + "\n    def action_space(self, agent):\n        return __import__('gymnasium').spaces.Text(3)\n"
+    )
+    assert cli.main(["check", f"{file}:Bad"]) == 1
+    assert "Give a Discrete" in capsys.readouterr().out
     assert cli.main(["check", "mpe/simple_spred"]) == 2
     assert "simple_spread" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_against_continues_from_its_state() -> None:
 
 
 def test_wrong_groups_are_named() -> None:
-    with pytest.raises(ShoalError, match="no group ghost; groups: player_0, player_1"):
+    with pytest.raises(ShoalError, match="no group or agent 'ghost'; known: player_0, player_1"):
         Against(payoffs(), {"ghost": Constant(0)})
     with pytest.raises(ShoalError, match="nobody is left"):
         Against(payoffs(), {"player_0": Constant(0), "player_1": Constant(0)})
@@ -160,9 +160,9 @@ def test_cross_play_intervals_resample_the_seeds_of_either_side() -> None:
 
 def test_mistakes(tmp_path: Path, capsys: Any) -> None:
     for option, message in (
-        ("agent", "GROUP=POLICY"),
+        ("agent", "WHO=POLICY"),
         ("agent=fleee", "did you mean 'flee'"),
-        ("prey=still", "no group prey"),
+        ("prey=still", "no group or agent 'prey'"),
     ):
         arguments = ["maddpg", "mpe/simple_tag", *SMALL, "--out", str(tmp_path / "run"), "--opponents", option]
         assert cli.main(["train", *arguments]) == 2

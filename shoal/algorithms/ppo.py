@@ -236,6 +236,15 @@ class PPO:
             self.env_steps += len(view.state)
         return chosen, remembered
 
+    @torch.no_grad()
+    def probabilities(self, view: View, memory: Groups) -> Groups:
+        """Of every discrete action, `[env, agent, size]`: what `act` draws from."""
+        found = {}
+        for name, obs in view.obs.items():
+            out, _ = self.actors[name].step(flat(obs.to(self.device), 2), memory[name].to(self.device))
+            found[name] = actions.mask_logits(out, view.legal[name].to(self.device)).softmax(-1).cpu()
+        return found
+
     # Learning
 
     def experience(self, num_envs: int) -> Fresh:

@@ -66,6 +66,8 @@ class Config:
     """Rewards in a target before it bootstraps."""
     lr: float = 5e-4
     """Learning rate."""
+    anneal_steps: int = 0
+    """Environment steps over which the learning rate falls to 0, linearly; 0: it does not."""
     gamma: float = 0.99
     """Discount."""
     tau: float = 1.0
@@ -206,6 +208,8 @@ class ValueDecomposition:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step on sequences `[time, batch, ...]`."""
         self.updates += 1
+        if self.config.anneal_steps:
+            self.optimizer.lr = explore.linear(self.config.lr, 0.0, self.env_steps / self.config.anneal_steps)
         batch = tree.to(batch, self.device)
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.evaluate import evaluate
-from shoal.teams.team import Team
+from shoal.teams.team import by_agent, seat
 from shoal.types import Policy, VecEnv
 
 
@@ -23,7 +23,7 @@ class CrossPlay:
     """Mean returns of both sides, for every pair of labels (algorithms, say, each with several seeds)."""
 
     sides: tuple[str, str]
-    """The groups that play: of the rows, of the columns."""
+    """The groups, or agents, that play: of the rows, of the columns."""
     labels: list[str]
     returns: dict[tuple[str, str], NDArray[np.float64]]
     """(row label, column label) -> `[row seed, column seed, side]`: mean over a group's agents, and over episodes."""
@@ -71,15 +71,17 @@ def cross_play(
 
     Args:
         players: policies by label, one a seed; each can play both sides.
-        env: with exactly these two groups; every pair plays the same starts.
-        sides: the group of the rows and that of the columns.
+        env: in which the two sides are everybody; every pair plays the same starts.
+        sides: of the rows and of the columns, each a group or an agent.
         episodes: greedy episodes a pair.
     """
+    members = [list(by_agent(env.spec, {side: side})) for side in sides]
     returns = {}
     for row, column in itertools.product(players, players):
         values = np.zeros((len(players[row]), len(players[column]), 2))
         for (i, one), (j, other) in itertools.product(enumerate(players[row]), enumerate(players[column])):
-            result = evaluate(Team({sides[0]: one, sides[1]: other}), env, episodes, seed)
-            values[i, j] = [result.group_return(side).mean() for side in sides]
+            team = seat(env.spec, by_agent(env.spec, dict(zip(sides, (one, other), strict=True))))
+            result = evaluate(team, env, episodes, seed)
+            values[i, j] = [np.mean([result.return_of(agent) for agent in agents]) for agents in members]
         returns[row, column] = values
     return CrossPlay(sides, list(players), returns)

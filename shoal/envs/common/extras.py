@@ -15,6 +15,7 @@ def headless() -> None:
     for variable in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
         os.environ.setdefault(variable, "dummy")
     os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ.setdefault("PYGLET_HEADLESS", "1")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 

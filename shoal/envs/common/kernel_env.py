@@ -5,11 +5,14 @@ A game is a compiled kernel and its arrays; everything around them (buffers, thr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
@@ -22,7 +25,7 @@ Pixels = NDArray[np.uint8]
 class Buffers(NamedTuple):
     """What a kernel writes for environment e, in row e. `next_*` is the true successor; without, what to act on."""
 
-    obs: NDArray[np.float32]  # [env, agent, obs]
+    obs: NDArray[np.float32]  # [env, agent, obs], flat
     next_obs: NDArray[np.float32]
     state: NDArray[np.float32]  # [env, state]; width 0 without a global state
     next_state: NDArray[np.float32]
@@ -35,11 +38,20 @@ class Buffers(NamedTuple):
     steps: NDArray[np.int64]  # [env], since the episode began: the kernel's to count
 
 
+def compiled_kernel(function: Callable[..., None]) -> Kernel:
+    """Compiles a kernel, and keeps the result on disk.
+
+    numba compiles again when the kernel's own file has changed; the random generator, another file, is in the name.
+    """
+    function.__qualname__ += "." + hashlib.sha256(Path(pcg64.__file__).read_bytes()).hexdigest()[:8]
+    return njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function)  # type: ignore[no-any-return]
+
+
 class KernelEnv:
     """Satisfies `VecEnv`.
 
     Args:
-        kernel: compiled with `nogil=True`; `kernel(lo, hi, start, params, world, buffers, actions)` plays one step of
+        kernel: see `compiled_kernel`; `kernel(lo, hi, start, params, world, buffers, actions)` plays one step of
             the environments lo..hi-1, and begins a new episode in them (in all with `start`, else where one ended),
             writing what they show. `actions` is `[env, agent]` int64.
         params: the game's constants, for the kernel.
@@ -73,8 +85,8 @@ class KernelEnv:
         self.shares = Shares(num_envs, threads, least)
         lead, legal = (num_envs, group.num_agents), group.action.size if group.masked else 0
         self.buffers = Buffers(
-            obs=np.zeros((*lead, *group.obs_shape), np.float32),
-            next_obs=np.zeros((*lead, *group.obs_shape), np.float32),
+            obs=np.zeros((*lead, group.obs_size), np.float32),
+            next_obs=np.zeros((*lead, group.obs_size), np.float32),
             state=np.zeros((num_envs, state_size), np.float32),
             next_state=np.zeros((num_envs, state_size), np.float32),
             legal=np.zeros((*lead, legal), np.bool_),
@@ -86,8 +98,9 @@ class KernelEnv:
             steps=np.zeros(num_envs, np.int64),
         )
         b = {field: torch.from_numpy(array) for field, array in self.buffers._asdict().items()}
-        self._view = View({name: b["obs"]}, {name: b["legal"]}, b["state"])
-        successor = View({name: b["next_obs"]}, {name: b["next_legal"]}, b["next_state"])
+        obs, next_obs = (b[field].view(*lead, *group.obs_shape) for field in ("obs", "next_obs"))
+        self._view = View({name: obs}, {name: b["legal"]}, b["state"])
+        successor = View({name: next_obs}, {name: b["next_legal"]}, b["next_state"])
         self._step = Step(
             self._view, successor, {name: b["reward"]}, {name: b["terminated"]}, {name: b["alive"]}, b["ended"]
         )

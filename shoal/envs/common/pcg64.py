@@ -87,3 +87,18 @@ def integer(rng, count):  # type: ignore[no-untyped-def]
             product = _next32(rng) * bound
             leftover = product & LOW_HALF
     return np.int64(product >> HALF)
+
+
+@compiled
+def shuffle(rng, order, count):  # type: ignore[no-untyped-def]
+    """Writes 0..count-1 in random order into `order`, as `Generator.permutation(count)`."""
+    for i in range(count):
+        order[i] = i
+    for i in range(count - 1, 0, -1):
+        mask = np.uint64(1)
+        while mask < np.uint64(i):
+            mask = (mask << np.uint64(1)) | np.uint64(1)
+        j = np.int64(_next32(rng) & mask)  # numpy shuffles by masks and rejection, unlike `integers`
+        while j > i:
+            j = np.int64(_next32(rng) & mask)
+        order[i], order[j] = order[j], order[i]

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import shoal
+from shoal import checkpoint, cli, log, tree
+from shoal.teams import curriculum
+from shoal.teams.curriculum import LearningProgress, Settings, Stages
+from shoal.types import ShoalError
+
+TASKS = ("delay=1", "delay=2", "delay=3")
+
+
+def test_stages_go_on_after_their_steps_or_at_a_return() -> None:
+    by_steps = curriculum.build(Settings("stages", TASKS, steps=100), 0)
+    seen = []
+    for _ in range(6):
+        by_steps.record(np.zeros(1), 50)
+        seen.append(by_steps.next())
+    assert seen == [0, 1, 1, 2, 2, 2]
+    by_return = curriculum.build(Settings("stages", TASKS, advance_at=0.8, episodes=4), 0)
+    by_return.record(np.ones(3), 10)
+    assert by_return.next() == 0  # three episodes say nothing yet
+    by_return.record(np.ones(1), 10)
+    assert by_return.next() == 1
+    by_return.record(np.array([1.0, 1.0, 0.0, 1.0]), 10)
+    assert by_return.next() == 1  # 0.75, and the episodes of the task before do not count
+    by_return.record(np.ones(1), 10)
+    assert by_return.next() == 1
+    by_return.record(np.ones(2), 10)
+    assert by_return.next() == 2
+
+
+def test_threshold_goes_back_where_a_task_is_too_hard() -> None:
+    settings = Settings("threshold", TASKS, advance_at=0.8, retreat_at=0.2, episodes=2)
+    found = curriculum.build(settings, 0)
+    seen = []
+    for returns in (0.0, 0.9, 0.5, 0.1, 0.9, 0.9, 0.9):
+        found.record(np.full(2, returns), 1)
+        seen.append(found.next())
+    assert seen == [0, 1, 1, 0, 1, 2, 2]  # never below the first or beyond the last
+
+
+def test_learning_progress_prefers_what_changes() -> None:
+    found = curriculum.build(Settings("learning_progress", TASKS, steps=1, explore=0.0), 0)
+    random, skill, visits = np.random.default_rng(0), 0.0, [0, 0, 0]
+    for _ in range(600):
+        task = found.next()
+        visits[task] += 1
+        skill += 0.001 * (task == 1)  # task 0 is known, task 2 hopeless
+        found.record(random.normal([1.0, skill, 0.0][task], 0.05, 20), 1)
+    assert visits[1] > 2 * max(visits[0], visits[2])
+    assert min(visits) > 0
+
+
+@pytest.mark.parametrize("kind", [Stages, LearningProgress])
+def test_a_curriculum_goes_on_from_its_state(kind: type[Stages | LearningProgress]) -> None:
+    settings = Settings("stages" if kind is Stages else "learning_progress", TASKS, steps=3, episodes=3)
+    one, two = curriculum.build(settings, 0), curriculum.build(settings, 1)
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        one.record(random.normal(size=2), 1)
+        one.next()
+    two.load_state_dict(one.state_dict())
+    for _ in range(20):
+        returns = random.normal(size=2)
+        one.record(returns, 1)
+        two.record(returns, 1)
+        assert one.next() == two.next()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings("stages", ("delay=1",), steps=10), "needs two tasks or more"),
+        (Settings("stages", TASKS), "--curriculum.steps or at --curriculum.advance-at"),
+        (Settings("threshold", TASKS, advance_at=0.5), "--curriculum.retreat-at below it"),
+        (Settings("threshold", TASKS, advance_at=0.5, retreat_at=0.6), "below it"),
+        (Settings("stages", TASKS, advance_at=0.5, retreat_at=0.1), "never back"),
+    ],
+)
+def test_a_curriculum_that_leads_nowhere_is_refused(settings: Settings, message: str) -> None:
+    with pytest.raises(ShoalError, match=message):
+        curriculum.build(settings, 0)
+
+
+def test_tasks_are_arguments() -> None:
+    assert curriculum.arguments("delay=8,max-cycles=25,layout=a|b") == {"delay": 8, "max_cycles": 25, "layout": "a|b"}
+    with pytest.raises(ShoalError, match="KEY=VALUE"):
+        curriculum.arguments("delay")
+
+
+OPTIONS = ["memory/recall", "--env.delay", "3", "--num-envs", "4", "--eval-every", "160", "--log-every", "80"]
+PPO = ["train", "ippo", *OPTIONS, "--net.hidden", "8", "--net.memory", "4", "--batch-steps", "40", "--total-steps"]
+REPLAY = ["train", "vdn", *OPTIONS, "--net.hidden", "8", "--net.memory", "4", "--warmup", "100", "--total-steps"]
+
+
+@pytest.mark.parametrize("start", [PPO, REPLAY])
+@pytest.mark.parametrize(
+    "kind", [["stages", "--curriculum.steps", "200"], ["learning_progress", "--curriculum.steps", "80"]]
+)
+def test_train_stop_resume_is_train_through(tmp_path: Path, start: list[str], kind: list[str]) -> None:
+    chosen = ["--curriculum.kind", *kind, "--curriculum.tasks", *TASKS, "--eval-episodes", "4", "--no-tensorboard"]
+    for name, steps in (("through", "640"), ("parts", "320")):
+        assert cli.main([*start, steps, *chosen, "--out", str(tmp_path / name)]) == 0
+    assert cli.main(["train", "--resume", str(tmp_path / "parts"), "--total-steps", "640"]) == 0
+    one, two = (tree.leaves(checkpoint.load(tmp_path / n / "checkpoint")["algorithm"]) for n in ("through", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    tasks = [[row["task"] for row in log.read_metrics(tmp_path / n) if "task" in row] for n in ("through", "parts")]
+    assert tasks[0] == tasks[1]
+    assert len(set(tasks[0])) == 3
+
+
+def test_a_wrong_task_is_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["--curriculum.kind", "stages", "--curriculum.steps", "9", "--curriculum.tasks", "delay=1", "dealy=2"]
+    assert cli.main([*PPO, "100", *wrong, "--out", str(tmp_path / "run")]) == 2
+    assert "delay" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_agents_cannot_take_over() -> None:
+    env, larger = shoal.make("memory/recall", 2, cues=3), shoal.make("memory/recall", 2, cues=4)
+    algorithm = shoal.build("ippo", env.spec, batch_steps=8)
+    progress = next(shoal.train(algorithm, env, 100))
+    with pytest.raises(ShoalError, match="other agents"):
+        progress.move_to(larger)
