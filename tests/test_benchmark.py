@@ -72,7 +72,7 @@ def test_a_killed_benchmark_ends_with_the_same_table(tmp_path: Path, monkeypatch
     capsys.readouterr()
     table = conclude(killed, monkeypatch)
     assert "1 new" in capsys.readouterr().out
-    assert "Beside the published figures" in (killed / "report" / "report.html").read_text()
+    assert "All figures" in (killed / "report" / "report.html").read_text()
     monkeypatch.setattr(
         benchmark.report, "write", lambda comparison, directory, known, **_: summarise(comparison, known)
     )

@@ -316,7 +316,6 @@ th, td { padding: 7px 18px 7px 0; text-align: right; white-space: nowrap; border
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); font-weight: 600; }
 thead th { color: var(--muted); font-weight: 500; font-size: 13px; vertical-align: bottom; }
 th:last-child, td:last-child { padding-right: 0; }
-.verdict { font-weight: 600; }
 .matrix { min-width: 0; }
 .matrix td, .matrix thead th { padding: 8px 12px; text-align: center; min-width: 84px; }
 .matrix th:first-child { padding-right: 14px; }

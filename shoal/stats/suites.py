@@ -51,7 +51,7 @@ def _annealed(steps: int, algorithms: tuple[str, ...] = ("ippo", "mappo")) -> di
 
 
 PENALTY = tuple(Task("matrix/penalty", (("k", k),), 60_000, 60_000) for k in ("0", "-25", "-50", "-75"))
-# The published budgets are 2 million steps off policy and 20 million on policy
+# The published budgets are 2 million steps off policy and 20 million on policy (rware: 4 and 40)
 PARTICLES = tuple(
     Task(f"mpe/{name}", (), 2_000_000, 5_000_000) for name in ("simple_spread", "simple_speaker_listener")
 )
@@ -88,7 +88,7 @@ SUITES: dict[str, Suite] = {
     "lbf": Suite(
         "Papoudakis et al. 2021, table 3: level-based foraging (hours)",
         SIX,
-        tuple(Task(f"lbf/Foraging-{name}", (), 2_000_000, 20_000_000) for name in FORAGING),
+        tuple(Task(f"lbf/Foraging-{name}", (), 2_000_000, 5_000_000) for name in FORAGING),
         metric="team_return",
     ),
     "rware": Suite(
