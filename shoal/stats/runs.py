@@ -17,7 +17,15 @@ from shoal.log import read_absolute, read_evaluations
 from shoal.stats.aggregate import Array, Curve
 from shoal.types import ShoalError, nearest
 
-UNIMPORTANT = {"seed", "out", "opponents", "tensorboard", "wandb", "log_every"}  # no settings of the algorithm
+UNIMPORTANT = {
+    "seed",
+    "out",
+    "opponents",
+    "tensorboard",
+    "wandb",
+    "log_every",
+    "worker_timeout",
+}  # no settings of the algorithm
 EVALUATION = ("eval_every", "eval_episodes", "absolute_episodes")
 OVERSHOOT = 1.02  # an evaluation comes at the end of a rollout, a little after the step it was asked for
 Score = Literal["absolute", "peak", "last"]
