@@ -1,13 +1,15 @@
-"""The command line: shoal train | eval | watch | crossplay | league | nashconv | check | list."""
+"""The command line: shoal train, eval, watch, compare, ...: see `USAGE`."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +34,9 @@ USAGE = """shoal: many agents learning together
   shoal crossplay DIR...                  every run's one side against every run's other side
   shoal league DIR                        standings of a self-play run: Elo, and everybody against everybody
   shoal nashconv DIR                      how far a trained run is from a Nash equilibrium of its game
+  shoal compare DIR... --out DIR          statistics, tables, plots and a report over many runs
+  shoal benchmark NAME [--out DIR]        a named suite of runs, with the published figures beside ours
+  shoal sweep ALGORITHM ENV --search ...  look for good settings
   shoal check ENV                         does an environment keep its promises?
   shoal list                              algorithms and environments
 
@@ -44,13 +49,16 @@ ENV is suite/name, file.py:factory or package.module:factory. Example:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the exit status. Errors a user can mend are one line on stderr, status 2."""
     arguments = sys.argv[1:] if argv is None else argv
-    commands = {
+    commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "eval": _eval,
         "watch": _watch,
         "crossplay": _crossplay,
         "league": _league,
         "nashconv": _nashconv,
+        "compare": functools.partial(_elsewhere, "compare"),
+        "benchmark": functools.partial(_elsewhere, "benchmark"),
+        "sweep": functools.partial(_elsewhere, "sweep"),
         "check": _check,
         "list": _list,
     }
@@ -73,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("shoal: interrupted", file=sys.stderr)
         return 130
+
+
+def _elsewhere(name: str, arguments: list[str]) -> int:
+    """A command that has a module of its own, imported where it is called for."""
+    return importlib.import_module(f"shoal.commands.{name}").main(arguments)  # type: ignore[no-any-return]
 
 
 # train
@@ -108,6 +121,11 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     mine = {f.name for f in dataclasses.fields(Settings)}
     settings = dataclasses.replace(settings, **{k: v for k, v in task.items() if k in mine})
     defaults = replace(defaults, {k: v for k, v in task.items() if k not in mine})
+    options, given = _config_file(options)
+    if given and given["algorithm"] != algorithm:
+        raise ShoalError(f"--config holds settings of {given['algorithm']}, not of {algorithm}")
+    settings = config.merge(settings, {k: v for k, v in given.get("settings", {}).items() if k not in ("seed", "out")})
+    defaults = config.merge(defaults, given.get("config", {}))
     env_arguments = _env_arguments(environment, options)
     flat = tyro.conf.arg(name="")
     fields: list[Any] = [
@@ -128,6 +146,18 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
         settings = dataclasses.replace(settings, out=f"{settings.out}_s{settings.seed}")
     chosen = {} if env_arguments is None else _changed(parsed.env)
     return Run(algorithm, environment.full_name, chosen, settings, parsed.algorithm)
+
+
+def _config_file(options: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Options without `--config FILE`, and what the file holds: a run's config.json, or a sweep's best.json."""
+    for i, option in enumerate(options):
+        if option.split("=")[0] == "--config":
+            inline = "=" in option
+            if not inline and i + 1 == len(options):
+                raise ShoalError("--config needs a file: a run's config.json, or a sweep's best.json")
+            path = Path(option.split("=", 1)[1] if inline else options[i + 1])
+            return options[:i] + options[i + 2 - inline :], config.read(path.parent, path.name)
+    return options, {}
 
 
 def _env_arguments(environment: registry.Environment, options: list[str]) -> type | None:

@@ -56,6 +56,8 @@ class Settings:
     """Environment steps between evaluations (and checkpoints); 0: a twentieth of the total."""
     eval_episodes: int = 100
     """Greedy episodes in an evaluation."""
+    absolute_episodes: int = 0
+    """Greedy episodes of the best policy at the end, on starts of their own (the absolute metric); 0: none."""
     log_every: int = 0
     """Environment steps between rows of metrics.csv; 0: a two-hundredth of the total."""
     threads: int = 1
@@ -71,7 +73,7 @@ class Settings:
         for name in ("total_steps", "num_envs", "eval_episodes", "threads"):
             if getattr(self, name) < 1:
                 raise ShoalError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("eval_every", "log_every", "seed", "processes"):
+        for name in ("eval_every", "absolute_episodes", "log_every", "seed", "processes"):
             if getattr(self, name) < 0:
                 raise ShoalError(f"{name} must not be negative, but is {getattr(self, name)}")
         if self.worker_timeout <= 0:
@@ -98,15 +100,15 @@ class Run:
         os.replace(partial, directory / FILE)
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """A run directory's config.json.
+def read(directory: Path, name: str = FILE) -> dict[str, Any]:
+    """A run directory's config.json, or another file of that kind.
 
     Raises:
         ShoalError: it is no run directory, or one of a newer shoal.
     """
-    path = directory / FILE
+    path = directory / name
     if not path.is_file():
-        raise ShoalError(f"{directory} is not the directory of a run: it has no {FILE}")
+        raise ShoalError(f"{directory} is not the directory of a run: it has no {name}")
     try:
         data = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -123,9 +125,19 @@ def from_dict(kind: type[T], data: dict[str, Any]) -> T:
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
-            raise ShoalError(f"{kind.__name__} has no setting {key!r}")
+            raise ShoalError(f"{kind.__module__}.{kind.__name__} has no setting {key!r}; {nearest(key, known)}")
     hints = typing.get_type_hints(kind)
     return kind(**{key: _restore(hints[key], value) for key, value in data.items()})
+
+
+def merge(settings: T, data: dict[str, Any]) -> T:
+    """`settings` with the values of a (partial) dict as JSON has them; those of a nested dataclass as a dict."""
+    current = dataclasses.asdict(settings)  # type: ignore[call-overload]
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(current.get(key), dict):
+            value = {**current[key], **value}
+        current[key] = value
+    return from_dict(type(settings), current)
 
 
 def _restore(hint: Any, value: Any) -> Any:

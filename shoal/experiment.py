@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 
 from shoal import checkpoint, config, plot, registry
 from shoal.config import Run, Settings
 from shoal.envs.check import Problem, problems
 from shoal.envs.common.serial import SerialEnvs
 from shoal.evaluate import evaluate
-from shoal.log import Display, Log, read_evaluations
+from shoal.log import ABSOLUTE, Display, Log, read_absolute, read_evaluations, replace
 from shoal.teams.curriculum import Course
 from shoal.teams.exploitability import diagnose
 from shoal.teams.league import League
@@ -183,11 +185,11 @@ class Trial:
         """
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
-        seed = int(np.random.SeedSequence([settings.seed, 1]).generate_state(1)[0]) % 2**31
-        result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, seed)
+        result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, _seed(settings, 1))
         steps, mean = progress.env_steps, float(result.agent_return.mean())
         found = diagnose(self.algorithm, self.evaluation_env)
-        self.log.write_evaluation(steps, progress.seconds, {**result.summary(), **found})
+        summary = {**result.summary(), "samples": result.samples(), **found}
+        self.log.write_evaluation(steps, progress.seconds, summary)
         metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean()), **found}
         self.log.write(steps, progress.seconds, metrics)
         text = ", ".join([str(result), *[f"{name} {value:.4f}" for name, value in found.items()]])
@@ -205,6 +207,35 @@ class Trial:
         checkpoint.save(self.checkpoints, tree, progress.env_steps)
 
 
+def _seed(settings: Settings, stream: int) -> int:
+    """Of starts that training does not see: 1 for the evaluations, 2 for the absolute metric."""
+    return int(np.random.SeedSequence([settings.seed, stream]).generate_state(1)[0]) % 2**31
+
+
+def absolute(run: Run, directory: Path) -> None:
+    """Write `absolute.json`: the best checkpoint's policy over other starts (Gorsane et al. 2022).
+
+    The best of many evaluations is chosen by luck too; starts that did not choose it say what it is worth.
+    """
+    torch.set_num_threads(run.settings.threads)  # as in training: the same numbers whenever it is called
+    torch.set_flush_denormal(True)
+    episodes = run.settings.absolute_episodes
+    full = evaluation_env(environment_of(run), episodes)
+    env, policy = against(full, run), load_policy(directory, "best", full.spec)
+    result = evaluate(policy, env, episodes, _seed(run.settings, 2))
+    env.close()
+    about = {"env_steps": checkpoint.step(directory / CHECKPOINTS, "best"), "total_steps": run.settings.total_steps}
+    record = {**about, **result.summary(), "samples": result.samples()}
+    replace(directory / ABSOLUTE, json.dumps(record) + "\n")
+
+
+def finished(run: Run, directory: Path) -> bool:
+    """Whether a run has reached its end, its absolute metric included."""
+    trained = checkpoint.step(directory / CHECKPOINTS) >= run.settings.total_steps
+    measured = read_absolute(directory).get("total_steps") == run.settings.total_steps
+    return trained and (measured or not run.settings.absolute_episodes)
+
+
 def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     """Train `run` in `directory`, from its last checkpoint if `resume`. Returns whether it reached its end.
 
@@ -218,6 +249,10 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         saved = (directory / CHECKPOINTS / "last").exists()
         what = f"continue it with --resume {directory}" if saved else "it saved nothing, so remove the directory"
         raise ShoalError(f"{directory} holds a run already: {what}, or choose another --out")
+    trained = resume and checkpoint.step(directory / CHECKPOINTS) >= run.settings.total_steps
+    if trained and not finished(run, directory):  # it was stopped just before its end
+        absolute(run, directory)
+        return True
     environment = environment_of(run)
     warnings = _checked(environment)
     state = checkpoint.load(directory / CHECKPOINTS) if resume else None
@@ -251,7 +286,10 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     for warning in warnings:
         trial.display.message(f"warning: {warning}")
     try:
-        return _loop(trial, course.env if course else env, state)
+        reached = _loop(trial, course.env if course else env, state)
+        if reached and run.settings.absolute_episodes:
+            absolute(run, directory)
+        return reached
     finally:
         trial.log.close()
         env.close()
