@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         "eval": _eval,
         "watch": _watch,
         "crossplay": _crossplay,
-        "league": _league,
-        "nashconv": _nashconv,
+        "league": functools.partial(_elsewhere, "league"),
+        "nashconv": functools.partial(_elsewhere, "nashconv"),
         "compare": functools.partial(_elsewhere, "compare"),
         "benchmark": functools.partial(_elsewhere, "benchmark"),
         "sweep": functools.partial(_elsewhere, "sweep"),
@@ -367,45 +367,6 @@ def _crossplay(arguments: list[str]) -> int:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result.summary(), indent=2) + "\n")
-    return 0
-
-
-def _league(arguments: list[str]) -> int:
-    from shoal.teams.standings import command
-
-    return command(arguments)
-
-
-@dataclass(frozen=True)
-class NashConv:
-    """What all players of a trained run would gain by best responses; 0 in a Nash equilibrium."""
-
-    directory: tyro.conf.Positional[Path]
-    """Of the run, in a turn-based game of OpenSpiel."""
-    checkpoint: Literal["best", "last"] = "best"
-    """The evaluation's policy with the lowest NashConv, or the newest policy."""
-    limit: int = 1_000_000
-    """States of the game to visit at most."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-
-def _nashconv(arguments: list[str]) -> int:
-    from shoal.teams.exploitability import Game, GameTree
-
-    options = tyro.cli(NashConv, args=arguments, prog="shoal nashconv")
-    run = experiment.open_run(options.directory)
-    env = experiment.environment_of(run).make(1)
-    if not isinstance(env, Game):
-        raise ShoalError(f"{run.env} is no game of OpenSpiel: NashConv needs one, such as openspiel/kuhn_poker")
-    tree = GameTree(env, options.limit)
-    value = tree.nash_conv(experiment.load_policy(options.directory, options.checkpoint, env.spec))
-    about = {"algorithm": run.algorithm, "env": run.env, "checkpoint": options.checkpoint}
-    if options.json:
-        print(json.dumps({"nash_conv": value, "information_states": len(tree.keys), **about}))
-        return 0
-    print(f"{run.algorithm} on {run.env}, {options.checkpoint} checkpoint, {len(tree.keys):,} information states")
-    print(f"  NashConv {value:.6f}")
     return 0
 
 

@@ -38,7 +38,7 @@ class Options:
     """Of the episodes' starts."""
 
 
-def command(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Print standings and matrix; write league.json and league.png into the run's directory."""
     options = tyro.cli(Options, args=arguments, prog="shoal league")
     if options.episodes < 1 or options.members < 2:
