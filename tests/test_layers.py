@@ -24,7 +24,6 @@ LAYERS = [
         "teams",
         "stats",
         "jobs",
-        "benchmark",
         "sweep",
     },
     {"cli", "commands", "__init__", "__main__"},
