@@ -99,7 +99,7 @@ for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3
     for _algorithm in ("vdn", "qmix"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING_VALUES
 
-WAREHOUSE = {
+WAREHOUSE = {  # tried for 2.4 million steps only, where deliveries had begun to rise
     "num_envs": 128,
     "total_steps": 20_000_000,
     "batch_steps": 16384,
