@@ -10,7 +10,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from shoal.teams import curriculum
 from shoal.types import ShoalError, nearest
@@ -28,6 +28,12 @@ class Settings:
     """Environment steps (one step of all agents of one environment), counted over all environments."""
     num_envs: int = 1
     """Environments that step together."""
+    processes: int = 0
+    """Worker processes that play the environments; 0: none, in this process."""
+    on_worker_failure: Literal["raise", "restart"] = "raise"
+    """When a worker raises, hangs or dies: stop, or start it anew and drop the episodes it played."""
+    worker_timeout: float = 60.0
+    """Seconds that a step may take in a worker."""
     seed: int = 0
     """Fixes weights, exploration, replay draws and the environments' random numbers."""
     out: str = ""
@@ -54,9 +60,11 @@ class Settings:
         for name in ("total_steps", "num_envs", "eval_episodes", "threads"):
             if getattr(self, name) < 1:
                 raise ShoalError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("eval_every", "log_every", "seed"):
+        for name in ("eval_every", "log_every", "seed", "processes"):
             if getattr(self, name) < 0:
                 raise ShoalError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.worker_timeout <= 0:
+            raise ShoalError(f"worker_timeout must be positive, not {self.worker_timeout}")
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def evaluate(
         if finished := running.add(step):
             where, sums, steps = finished
             for name in memory:
-                memory[name][where] = start[name][where]
+                memory[name][step.ended] = start[name][step.ended]
             for row, i in enumerate(where.tolist()):
                 if not quota[i]:
                     continue

@@ -16,7 +16,7 @@ import numpy as np
 from shoal import checkpoint, config, plot, registry
 from shoal.config import Run, Settings
 from shoal.envs.check import Problem, problems
-from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.envs.common.serial import SerialEnvs
 from shoal.evaluate import evaluate
 from shoal.log import Display, Log, read_evaluations
 from shoal.teams.curriculum import Course
@@ -112,14 +112,25 @@ def course_of(run: Run) -> Course | None:
 
     def make(arguments: dict[str, Any]) -> VecEnv:
         task = registry.Environment(run.env, **{**run.env_args, **arguments})
-        return against(task.make(settings.num_envs), run)
+        return against(_make(task, settings.num_envs, settings), run)
 
     return Course(settings.curriculum, settings.seed, make)
 
 
-def evaluation_env(environment: registry.Environment, episodes: int) -> VecEnv:
-    """Environments to play `episodes` in: all at once where that costs nothing, else a few."""
-    return environment.make(episodes if environment.native else min(episodes, 8))
+def evaluation_env(environment: registry.Environment, episodes: int, settings: Settings | None = None) -> VecEnv:
+    """Environments to play `episodes` in: all at once where that costs nothing, else a few (`settings`: in workers)."""
+    num_envs = episodes if environment.native else min(episodes, 8)
+    return environment.make(num_envs) if settings is None else _make(environment, num_envs, settings)
+
+
+def _make(environment: registry.Environment, num_envs: int, settings: Settings) -> VecEnv:
+    """Environments for a run, in processes if it wants them."""
+    return environment.make(
+        num_envs,
+        processes=settings.processes,
+        on_worker_failure=settings.on_worker_failure,
+        worker_timeout=settings.worker_timeout,
+    )
 
 
 @dataclass
@@ -189,15 +200,14 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         raise ShoalError(f"{directory} holds a run already: {what}, or choose another --out")
     environment = environment_of(run)
     warnings = _checked(environment)
-    full = environment.make(run.settings.num_envs)
-    env, algorithm = against(full, run), build(run, full.spec)
-    course = course_of(run)
     state = checkpoint.load(directory / CHECKPOINTS) if resume else None
-    if course and state:
-        course.curriculum.load_state_dict(state["curriculum"])
     done = state["env_steps"] if state else 0
     if done >= run.settings.total_steps:
         raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
+    full = _make(environment, run.settings.num_envs, run.settings)
+    env, algorithm, course = against(full, run), build(run, full.spec), course_of(run)
+    if course and state:
+        course.curriculum.load_state_dict(state["curriculum"])
     run.save(directory)
     trial = Trial(
         run=run,
@@ -211,7 +221,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
             config=dataclasses.asdict(run),
         ),
         display=Display(f"{run.algorithm} on {run.env}, seed {run.settings.seed}", run.settings.total_steps),
-        evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes), run),
+        evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes, run.settings), run),
         course=course,
         best=state["best"] if state else -np.inf,
     )
@@ -237,7 +247,7 @@ def _checked(environment: registry.Environment) -> list[Problem]:
     if environment.native:
         return []
     env = environment.make(1)
-    found = problems(env.envs[0] if isinstance(env, ParallelEnvs) else env, steps=100)
+    found = problems(env.envs[0] if isinstance(env, SerialEnvs) else env, steps=100)
     env.close()
     serious = [problem for problem in found if not problem.harmless]
     if serious:
@@ -277,6 +287,8 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
                     break
             if not progress.updates:
                 trial.display.message("nothing was learned: no update was made (are --total-steps below --warmup?)")
+            if lost := progress.collector.lost_episodes:
+                trial.display.message(f"{lost:,} episodes were lost with their worker processes, and not learned from")
         finally:
             trial.display.close(done)
     return done >= settings.total_steps

@@ -131,6 +131,21 @@ TASKS["ippo", CONNECT_FOUR] = {
     "eval_episodes": 16,
 }
 
+WAREHOUSE = {
+    "num_envs": 128,
+    "total_steps": 20_000_000,
+    "batch_steps": 16384,
+    "epochs": 4,
+    "minibatches": 4,
+    "lr": 5e-4,
+    "critic_lr": 5e-4,
+    "reward": "own",  # who delivers is paid: rewards are too rare to search them in everybody's sum
+    "net.identity": True,
+}
+for _size in ("tiny-2ag", "tiny-4ag", "small-4ag"):
+    for _algorithm in ("ippo", "mappo"):
+        TASKS[_algorithm, f"rware/rware-{_size}"] = WAREHOUSE
+
 
 def task(algorithm: str, env: str) -> dict[str, Any]:
     """Field names of `Settings` and of the algorithm's `Config` (`net.X`: of its `Net`), with values for this task."""

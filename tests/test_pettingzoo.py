@@ -13,11 +13,12 @@ import shoal
 from shoal import cli
 from shoal.envs import pettingzoo as suite
 from shoal.envs.check import problems
-from shoal.envs.pettingzoo import AgentAdapter, ParallelEnvs
+from shoal.envs.common.serial import SerialEnvs
+from shoal.envs.common.spaces import AgentAdapter
 from shoal.types import Box, Discrete, Groups, ShoalError
 
 
-def act(env: ParallelEnvs, runner: float = 0.0, caller: int = 0) -> Groups:
+def act(env: SerialEnvs, runner: float = 0.0, caller: int = 0) -> Groups:
     callers = env.spec.groups["caller"].num_agents
     return {
         "runner": torch.full((env.num_envs, 2, 2), runner),
@@ -26,7 +27,7 @@ def act(env: ParallelEnvs, runner: float = 0.0, caller: int = 0) -> Groups:
 
 
 def test_groups_and_spaces(relay: Any) -> None:
-    env = ParallelEnvs(lambda: relay(callers=2), 3)
+    env = SerialEnvs(lambda: relay(callers=2), 3)
     runner, caller = env.spec.groups["runner"], env.spec.groups["caller"]
     assert (runner.agents, runner.obs_shape, runner.action) == (("runner_0", "runner_1"), (3,), Box(2))
     assert (caller.agents, caller.obs_shape, caller.action) == (("caller_0", "caller_1"), (2,), Discrete(3))
@@ -37,7 +38,7 @@ def test_groups_and_spaces(relay: Any) -> None:
 
 
 def test_actions_are_rescaled_and_offset(relay: Any) -> None:
-    env = ParallelEnvs(relay, 1)
+    env = SerialEnvs(relay, 1)
     env.reset(0)
     env.step(act(env, runner=0.5, caller=2))
     given = env.envs[0].last_actions
@@ -46,7 +47,7 @@ def test_actions_are_rescaled_and_offset(relay: Any) -> None:
 
 
 def test_rewards_and_successors(relay: Any) -> None:
-    env = ParallelEnvs(relay, 2)
+    env = SerialEnvs(relay, 2)
     number = env.reset(0).obs["caller"][:, 0, 0].clone()
     step = env.step(act(env, runner=1.0, caller=0))
     assert step.reward["runner"].tolist() == [[1.0, 1.0]] * 2
@@ -56,7 +57,7 @@ def test_rewards_and_successors(relay: Any) -> None:
 
 
 def test_agents_that_leave(relay: Any) -> None:
-    env = ParallelEnvs(relay, 1)
+    env = SerialEnvs(relay, 1)
     env.reset(0)
     steps = []
     for _ in range(8):
@@ -77,17 +78,17 @@ def test_agents_that_leave(relay: Any) -> None:
 
 
 def test_seeds_derive_from_environment_and_episode(relay: Any) -> None:
-    env = ParallelEnvs(relay, 6)
+    env = SerialEnvs(relay, 6)
     one, two = env.reset(3).obs["caller"].clone(), env.reset(3).obs["caller"].clone()
     assert torch.equal(one, two)
     numbers = [env.reset(seed).obs["caller"][0, 0, 0].item() for seed in range(20)]
     assert len(set(numbers)) == 3
-    alone = ParallelEnvs(relay, 1)
+    alone = SerialEnvs(relay, 1)
     assert torch.equal(alone.reset(3).obs["caller"][0], one[0])
 
 
 def test_state_brings_an_environment_back_into_its_episode(relay: Any) -> None:
-    one, two = ParallelEnvs(relay, 2), ParallelEnvs(relay, 2)
+    one, two = SerialEnvs(relay, 2), SerialEnvs(relay, 2)
     one.reset(0)
     for _ in range(9):
         one.step(act(one, caller=1))
@@ -104,7 +105,7 @@ def test_an_environment_that_does_not_repeat_itself_is_told_of(relay: Any) -> No
         def _observations(self) -> dict[str, Any]:
             return {a: o + np.random.default_rng().normal(size=o.shape) for a, o in super()._observations().items()}
 
-    one, two = ParallelEnvs(Restless, 1), ParallelEnvs(Restless, 1)
+    one, two = SerialEnvs(Restless, 1), SerialEnvs(Restless, 1)
     one.reset(0)
     with pytest.warns(UserWarning, match="does not repeat an episode"):
         two.load_state_dict(one.state_dict())
@@ -189,7 +190,7 @@ def test_check_env_names_the_fault_and_the_place(relay: Any, fault: str) -> None
 def test_check_env_accepts_what_is_right(relay: Any) -> None:
     shoal.check_env(relay())
     shoal.check_env(relay(callers=3))
-    shoal.check_env(ParallelEnvs(relay, 2))
+    shoal.check_env(SerialEnvs(relay, 2))
     shoal.check_env(shoal.make("tutorial/drift", 2, max_steps=7))
     shoal.check_env(shoal.make("mpe/simple_spread", 3))
 
@@ -209,7 +210,7 @@ def test_check_env_finds_a_reset_observation_passed_off_as_a_successor() -> None
 
 @pytest.mark.parametrize("fault", ["shape", "nan", "reward", "missing"])
 def test_the_adapter_refuses_what_would_poison_learning(relay: Any, fault: str) -> None:
-    env = ParallelEnvs(broken(relay, fault), 1, "relay")
+    env = SerialEnvs(broken(relay, fault), 1, "relay")
     env.reset(0)
     with pytest.raises(ShoalError, match="relay, environment 0, step"):
         for _ in range(6):
@@ -249,7 +250,7 @@ class Masked:
 
 
 def test_action_masks_and_flattened_observations() -> None:
-    env = ParallelEnvs(Masked, 2)
+    env = SerialEnvs(Masked, 2)
     assert env.spec.groups["player"].masked
     assert env.spec.groups["player"].obs_shape == (5,)  # one-hot of 3 and of 2
     view = env.reset(0)
@@ -278,7 +279,7 @@ class Informed(Masked):
 
 
 def test_action_masks_in_info() -> None:
-    env = ParallelEnvs(Informed, 2)
+    env = SerialEnvs(Informed, 2)
     assert env.spec.groups["player"].masked
     env.reset(0)
     generator = torch.Generator().manual_seed(0)
@@ -294,7 +295,7 @@ def test_action_masks_in_info() -> None:
         def step(self, actions: dict[str, int]) -> Any:
             return super().step({"player_0": self.time % 4})
 
-    late = ParallelEnvs(Late, 1)
+    late = SerialEnvs(Late, 1)
     late.reset(0)
     with pytest.raises(ShoalError, match="step 1: info of player_0 has an action_mask"):
         late.step({"player": torch.zeros(1, 1, dtype=torch.int64)})
@@ -404,7 +405,7 @@ class Camera(Masked):
 
 
 def test_pictures_in_a_batch() -> None:
-    env = ParallelEnvs(Camera, 2)
+    env = SerialEnvs(Camera, 2)
     assert env.spec.groups["player"].image
     view = env.reset(0)
     assert view.obs["player"].dtype == torch.uint8
@@ -416,7 +417,7 @@ def test_pictures_in_a_batch() -> None:
     class Panorama(Camera):
         state_shape = (200, 200, 3)
 
-    assert ParallelEnvs(Panorama, 1).spec.state_size == 0  # more than anybody would learn from
+    assert SerialEnvs(Panorama, 1).spec.state_size == 0  # more than anybody would learn from
 
 
 ZOO = ("butterfly/knights_archers_zombies", "butterfly/pistonball", "sisl/multiwalker", "sisl/pursuit")

@@ -23,7 +23,7 @@ from shoal.algorithms.value_decomposition import ValueDecomposition
 from shoal.collect import LocalCollector
 from shoal.envs import pettingzoo as suite
 from shoal.envs.check import problems
-from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.envs.common.serial import SerialEnvs
 from shoal.log import read_evaluations
 from shoal.registry import Environment
 from shoal.teams.scripted import Scripted
@@ -94,7 +94,7 @@ class Told(AECEnv):
             self._deads_step_first()
 
 
-def play(env: ParallelEnvs, count: int, action: int = 1) -> list[Step]:
+def play(env: SerialEnvs, count: int, action: int = 1) -> list[Step]:
     """Everybody does `action`, or the one thing that waiting is; what the steps were, copied."""
     steps = []
     for _ in range(count):
@@ -110,7 +110,7 @@ def column(steps: list[Step], name: str) -> list[list[Any]]:
 
 def test_one_row_is_one_turn() -> None:
     game = [Turn(0, {0: 1.0}), Turn(2, {0: 2.0, 1: -1.0}), Turn(1, {1: 5.0}, terminated=(0, 1, 2))]
-    env = ParallelEnvs(lambda: Told(game), 1)
+    env = SerialEnvs(lambda: Told(game), 1)
     view = env.reset(0)
     assert env.spec.groups["a"].masked
     assert view.legal["a"][0].tolist() == [[False, True, True], [True, False, False], [True, False, False]]
@@ -131,7 +131,7 @@ def test_one_row_is_one_turn() -> None:
 
 
 def test_a_time_limit_is_no_termination() -> None:
-    env = ParallelEnvs(lambda: Told([Turn(0), Turn(1, truncated=(0, 1, 2))]), 1)
+    env = SerialEnvs(lambda: Told([Turn(0), Turn(1, truncated=(0, 1, 2))]), 1)
     env.reset(0)
     steps = play(env, 2)
     assert column(steps, "terminated") == [[False] * 3] * 2
@@ -141,7 +141,7 @@ def test_a_time_limit_is_no_termination() -> None:
 
 def test_agents_that_die_leave_and_the_others_go_on() -> None:
     game = [Turn(0), Turn(1, {0: -3.0}, terminated=(0,)), Turn(2, {1: 1.0}), Turn(1, terminated=(1, 2))]
-    env = ParallelEnvs(lambda: Told(game), 1)
+    env = SerialEnvs(lambda: Told(game), 1)
     env.reset(0)
     steps = play(env, 4)
     assert column(steps, "terminated") == [[False] * 3, [True, False, False], [True, False, False], [True] * 3]
@@ -163,7 +163,7 @@ def test_agents_that_die_leave_and_the_others_go_on() -> None:
 def test_who_is_out_but_has_not_been_asked_to_leave_is_still_paid() -> None:
     """PettingZoo's `last()` would tell it so at its empty step."""
     game = [Turn(0, terminated=(0,)), Turn(1, {0: 7.0}), Turn(0), Turn(2, terminated=(1, 2)), Turn(1), Turn(2)]
-    env = ParallelEnvs(lambda: Told(game, linger=True), 1)
+    env = SerialEnvs(lambda: Told(game, linger=True), 1)
     env.reset(0)
     steps = play(env, 3)
     assert column(steps, "reward")[1] == [7.0, 0.0, 0.0]
@@ -172,7 +172,7 @@ def test_who_is_out_but_has_not_been_asked_to_leave_is_still_paid() -> None:
 
 
 def test_what_a_game_does_not_show_is_zeros() -> None:
-    env = ParallelEnvs(lambda: Told([Turn(1), Turn(2), Turn(0, terminated=(0, 1, 2))], blind=True), 1)
+    env = SerialEnvs(lambda: Told([Turn(1), Turn(2), Turn(0, terminated=(0, 1, 2))], blind=True), 1)
     assert env.reset(0).obs["a"][0].tolist() == [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     assert play(env, 1)[0].view.obs["a"][0].tolist() == [[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]]
 
@@ -227,15 +227,15 @@ class Later(AECEnv):
 
 
 @pytest.fixture
-def later() -> ParallelEnvs:
-    return ParallelEnvs(Later, 4)
+def later() -> SerialEnvs:
+    return SerialEnvs(Later, 4)
 
 
-def test_the_first_player_is_drawn_from_the_seed(later: ParallelEnvs) -> None:
+def test_the_first_player_is_drawn_from_the_seed(later: SerialEnvs) -> None:
     assert {tuple(later.reset(seed).obs["player"][0, :, 2].tolist()) for seed in range(9)} == {(1.0, 0.0), (0.0, 1.0)}
 
 
-def test_q_learning_credits_the_action_that_earned_what_came_later(later: ParallelEnvs) -> None:
+def test_q_learning_credits_the_action_that_earned_what_came_later(later: SerialEnvs) -> None:
     config = QConfig(
         reward="own", gamma=0.5, lr=3e-3, warmup=64, update_every=8, target_every=20, tau=1.0, epsilon_end=1.0
     )
@@ -253,7 +253,7 @@ def test_q_learning_credits_the_action_that_earned_what_came_later(later: Parall
     assert q[1, 0].item() == pytest.approx(0.0, abs=0.07)
 
 
-def test_policy_gradients_credit_it_too(later: ParallelEnvs) -> None:
+def test_policy_gradients_credit_it_too(later: SerialEnvs) -> None:
     config = PPOConfig(
         value="own", reward="own", batch_steps=256, gamma=0.5, lam=1.0, lr=5e-3, normalise_value=False, minibatches=2
     )
@@ -406,12 +406,12 @@ def test_check_env_names_the_fault_of_a_turn_based_game(fault: str) -> None:
 
 def test_check_env_accepts_games_in_turns() -> None:
     shoal.check_env(told(""), steps=60)
-    shoal.check_env(ParallelEnvs(Later, 2), steps=60)
+    shoal.check_env(SerialEnvs(Later, 2), steps=60)
     assert not problems(Later())
     shoal.check_env(shoal.make(str(Path(__file__).parents[1] / "examples/own_game.py") + ":make").envs[0])
 
 
-def test_opponents_play_single_agents_of_a_group(later: ParallelEnvs) -> None:
+def test_opponents_play_single_agents_of_a_group(later: SerialEnvs) -> None:
     env = Against(later, {"player_1": Scripted(later.spec, "random")})
     assert env.spec.groups["player"].agents == ("player_0",)
     view = env.reset(0)
@@ -433,8 +433,7 @@ def test_opponents_play_single_agents_of_a_group(later: ParallelEnvs) -> None:
 
 def test_against_an_agent_continues_from_its_state() -> None:
     envs = [
-        Against(ParallelEnvs(told_three, 2), {"a_1": Scripted(ParallelEnvs(told_three, 1).spec, "random")})
-        for _ in "ab"
+        Against(SerialEnvs(told_three, 2), {"a_1": Scripted(SerialEnvs(told_three, 1).spec, "random")}) for _ in "ab"
     ]
     mine = {"a": torch.ones(2, 2, dtype=torch.int64)}
     envs[0].reset(1)
@@ -465,12 +464,12 @@ class Counting:
 
 
 def test_seats_of_a_group_have_memories_of_their_own() -> None:
-    spec = ParallelEnvs(told_three, 2).spec
+    spec = SerialEnvs(told_three, 2).spec
     one, two = Counting(1), Counting(2)
     policy = Seats("a", spec.groups["a"], {"a_0": one, "a_1": two, "a_2": one})
     memory = policy.initial_memory(2)
     assert memory["a"].shape == (2, 3, 3)
-    view = ParallelEnvs(told_three, 2).reset(0)
+    view = SerialEnvs(told_three, 2).reset(0)
     for _ in range(2):
         chosen, memory = policy.act(view, memory, explore=False)
     assert chosen["a"].tolist() == [[1, 2, 1]] * 2

@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from shoal.envs.common.extras import require
+from shoal.envs.common.serial import SerialEnvs
 from shoal.envs.common.tuples import TupleEnv, create, registered
-from shoal.envs.pettingzoo import ParallelEnvs
 
 SERIAL = OPEN = True
 GAME = re.compile(r"Foraging(-2s)?-(\d+)x\2-(\d+)p-(\d+)f(-coop)?(-v\d+)?")
@@ -31,7 +31,7 @@ def _forget(env: Any) -> None:
         player.position = None
 
 
-def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> ParallelEnvs:
+def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> SerialEnvs:
     """`Foraging-8x8-2p-2f-coop`, with the package's own arguments (`sight=2`, `max_episode_steps=25`).
 
     Names are read, so that there may be more food than in what the package registers (`15x15-4p-5f`).
@@ -43,6 +43,4 @@ def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> Parallel
         side, read = int(size), {"players": int(players), "max_num_food": int(food), "force_coop": bool(together)}
         arguments = {"field_size": (side, side), "sight": 2 if near else side, **read, **arguments}
     spec = registered(package, "Foraging-8x8-2p-2f" if game else name)
-    return ParallelEnvs(
-        lambda: TupleEnv(create(spec, **arguments), _cut_off, _forget), num_envs, f"lbf_py/{name}", first
-    )
+    return SerialEnvs(lambda: TupleEnv(create(spec, **arguments), _cut_off, _forget), num_envs, f"lbf_py/{name}", first)

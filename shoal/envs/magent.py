@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.envs.common.extras import require
-from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.envs.common.serial import SerialEnvs
 
 SERIAL = True
 
@@ -18,7 +18,7 @@ def names() -> list[str]:
     return ["adversarial_pursuit", "battle", "battlefield", "combined_arms", "gather", "tiger_deer"]
 
 
-def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> ParallelEnvs:
+def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> SerialEnvs:
     """`battle`, with the package's own arguments (`map_size=16`, `max_cycles=200`, rewards)."""
     module = require(f"magent2.environments.{name}", "magent")
-    return ParallelEnvs(lambda: module.parallel_env(**arguments), num_envs, f"magent/{name}", first)
+    return SerialEnvs(lambda: module.parallel_env(**arguments), num_envs, f"magent/{name}", first)

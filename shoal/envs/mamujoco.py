@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shoal.envs.common.extras import require
-from shoal.envs.pettingzoo import ParallelEnvs
+from shoal.envs.common.serial import SerialEnvs
 from shoal.types import ShoalError
 
 SERIAL = OPEN = True
@@ -51,7 +51,7 @@ def names() -> list[str]:
     return [f"{robot}-{division}" for robot, divisions in ROBOTS.items() for division in divisions]
 
 
-def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> ParallelEnvs:
+def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> SerialEnvs:
     """`HalfCheetah-2x3`, with the package's own arguments (`agent_obsk=0`, and those of the robot).
 
     Raises:
@@ -73,4 +73,4 @@ def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> Parallel
 
     if not division:
         arguments = {"agent_obsk": None, **arguments}
-    return ParallelEnvs(one, num_envs, f"mamujoco/{name}", first)
+    return SerialEnvs(one, num_envs, f"mamujoco/{name}", first)

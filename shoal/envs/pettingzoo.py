@@ -16,13 +16,9 @@ from gymnasium.error import DependencyNotInstalled
 from shoal import actions as action_spaces
 from shoal.envs.common.extras import headless
 from shoal.envs.common.serial import SerialEnvs
-from shoal.envs.common.spaces import AgentAdapter
 from shoal.types import Groups, ShoalError, nearest
 
-__all__ = ["AgentAdapter", "ParallelEnvs", "make", "names", "note", "random_actions"]
-
 SERIAL = OPEN = True
-ParallelEnvs = SerialEnvs
 
 
 def random_actions(env: SerialEnvs, generator: Any) -> Groups:

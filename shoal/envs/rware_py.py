@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.envs.common.extras import require
+from shoal.envs.common.serial import SerialEnvs
 from shoal.envs.common.tuples import TupleEnv, create, registered
-from shoal.envs.pettingzoo import ParallelEnvs
 from shoal.types import ShoalError, nearest
 
 SERIAL = OPEN = True
@@ -24,7 +24,7 @@ def _cut_off(env: Any) -> bool:
     return bool(env.max_steps and env._cur_steps >= env.max_steps)
 
 
-def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> ParallelEnvs:
+def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> SerialEnvs:
     """`rware-tiny-2ag`, with the package's own arguments.
 
     Its enumerations are named: `reward_type="global"`, `observation_type="image"`.
@@ -36,4 +36,4 @@ def make(name: str, num_envs: int, first: int = 0, **arguments: Any) -> Parallel
                 raise ShoalError(f"rware has no {key} {value!r}; {nearest(value, map(str.lower, kind.__members__))}")
             arguments[key] = kind[value.upper()]
     spec = registered(package, name)
-    return ParallelEnvs(lambda: TupleEnv(create(spec, **arguments), _cut_off), num_envs, f"rware_py/{name}", first)
+    return SerialEnvs(lambda: TupleEnv(create(spec, **arguments), _cut_off), num_envs, f"rware_py/{name}", first)

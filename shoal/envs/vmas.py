@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.envs.common.extras import require
-from shoal.envs.pettingzoo import AgentAdapter, group_agents
+from shoal.envs.common.spaces import AgentAdapter, group_agents
 from shoal.types import Discrete, EnvSpec, Groups, ShoalError, Step, View, nearest
 
 OPEN = True

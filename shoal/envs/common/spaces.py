@@ -53,6 +53,8 @@ class AgentAdapter:
         self.image = self._is_image()
         self.obs_shape = self._layout(np.zeros(self.shape, np.uint8)).shape if self.image else self.shape
         self.action_space, self.sizes = action, _sizes(action)
+        self.low = self.high = np.zeros(0, np.float32)
+        """Bounds of continuous actions; nothing for others."""
         self.action: Action = self._action(action)
         self.masked = self.shows_mask and isinstance(self.action, Discrete)
         """Whether not all actions are legal at all times. Who finds masks elsewhere (in `info`) sets it."""
