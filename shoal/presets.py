@@ -98,19 +98,39 @@ for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING
     for _algorithm in ("vdn", "qmix"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING_VALUES
-TASKS["ippo", "pettingzoo/classic/connect_four"] = {  # both players share their weights: self-play
+# Both players share their weights: self-play. What is learned must also do against moves that it would never make, so
+# exploration stays high, and quick wins count more.
+CONNECT_FOUR = "pettingzoo/classic/connect_four"
+TASKS["iql", CONNECT_FOUR] = {
     "num_envs": 32,
-    "total_steps": 300_000,
-    "anneal_steps": 300_000,
+    "total_steps": 120_000,
+    "update_every": 32,
+    "batch_size": 256,
+    "buffer_size": 60_000,
+    "warmup": 3000,
+    "epsilon_steps": 60_000,
+    "epsilon_end": 0.3,
+    "lr": 1e-3,
+    "gamma": 0.95,
+    "target_every": 50,
+    "net.hidden": (128, 128),
+    "net.identity": False,
+    "eval_episodes": 16,
+}
+TASKS["ippo", CONNECT_FOUR] = {
+    "num_envs": 32,
+    "total_steps": 80_000,
+    "anneal_steps": 150_000,
     "batch_steps": 4096,
     "epochs": 4,
     "minibatches": 4,
     "lr": 1e-3,
     "critic_lr": 1e-3,
     "lr_end": 0.1,
-    "entropy": 0.02,
+    "entropy": 0.1,
+    "gamma": 0.95,
     "net.hidden": (128, 128),
-    "eval_episodes": 20,
+    "eval_episodes": 16,
 }
 
 WAREHOUSE = {  # tried for 2.4 million steps only, where deliveries had begun to rise
