@@ -111,6 +111,24 @@ TASKS["ippo", "pettingzoo/classic/connect_four"] = {  # both players share their
     "eval_episodes": 20,
 }
 
+# Alone, self-play goes round in circles: entropy pulls it inwards, and what is left is small steps at its end
+TASKS["ippo", "openspiel/kuhn_poker"] = {
+    "num_envs": 256,
+    "total_steps": 400_000,
+    "anneal_steps": 400_000,
+    "batch_steps": 4096,
+    "epochs": 4,
+    "minibatches": 2,
+    "lr": 2e-3,
+    "lr_end": 0.02,
+    "critic_lr": 3e-3,
+    "entropy": 0.2,
+    "entropy_end": 0.5,
+    "gamma": 1.0,
+    "lam": 1.0,
+    "normalise_advantage": False,
+}
+
 
 def task(algorithm: str, env: str) -> dict[str, Any]:
     """Field names of `Settings` and of the algorithm's `Config` (`net.X`: of its `Net`), with values for this task."""
