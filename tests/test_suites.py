@@ -211,6 +211,19 @@ def test_magent_teams_and_deaths() -> None:
     assert deaths
 
 
+def test_magent_goes_on_when_a_kind_has_died_out() -> None:
+    env: Any = shoal.make("magent/tiger_deer", 1)
+    env.reset(0)
+    idle = {n: torch.zeros(1, g.num_agents, dtype=torch.int64) for n, g in env.spec.groups.items()}
+    ends = []
+    for _ in range(105):  # tigers starve, which ends the game
+        step = env.step(idle)
+        if step.ended:
+            ends.append(step.terminated["tiger"].all() and step.successor.state.any())
+    assert ends
+    assert all(ends)
+
+
 # The Python packages of LBF and RWARE
 
 
