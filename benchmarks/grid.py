@@ -32,8 +32,18 @@ def lbf(name: str) -> Any:
     return ForagingEnv(**{key: value for key, value in arguments.items() if key not in ("masks", "threads")})
 
 
-PACKAGES: dict[str, Callable[[str], Any]] = {"lbf": lbf}
-EXAMPLES = ("lbf/Foraging-8x8-2p-2f-coop", "lbf/Foraging-10x10-3p-3f", "lbf/Foraging-15x15-4p-5f")
+def rware(name: str) -> Any:
+    """The package's environment, without gymnasium's wrappers."""
+    import gymnasium
+
+    return gymnasium.make(f"rware:{name}-v2", disable_env_checker=True).unwrapped
+
+
+PACKAGES: dict[str, Callable[[str], Any]] = {"lbf": lbf, "rware": rware}
+EXAMPLES = (
+    *("lbf/Foraging-8x8-2p-2f-coop", "lbf/Foraging-10x10-3p-3f", "lbf/Foraging-15x15-4p-5f"),
+    *("rware/rware-tiny-2ag", "rware/rware-tiny-4ag", "rware/rware-small-4ag", "rware/rware-tiny-8ag"),
+)
 
 
 def compiled(name: str, num_envs: int) -> Callable[[], float]:

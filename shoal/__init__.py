@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from shoal.config import replace
 from shoal.envs.check import check_env
@@ -48,13 +48,31 @@ __all__ = [
 ]
 
 
-def make(name: str, num_envs: int = 1, **arguments: Any) -> VecEnv:
+def make(
+    name: str,
+    num_envs: int = 1,
+    *,
+    processes: int = 0,
+    on_worker_failure: Literal["raise", "restart"] = "raise",
+    worker_timeout: float = 60.0,
+    **arguments: Any,
+) -> VecEnv:
     """A batch of environments: `suite/name`, `file.py:factory` or `package.module:factory`.
+
+    Args:
+        name: of the environment.
+        num_envs: environments that step together.
+        processes: worker processes that play them; 0: none, in this process.
+        on_worker_failure: stop, or start a worker anew that raises, hangs or dies.
+        worker_timeout: seconds that a step may take in a worker.
+        arguments: for the environment.
 
     Raises:
         ShoalError: no such environment (with the nearest name), or an argument it does not take.
     """
-    return Environment(name, **arguments).make(num_envs)
+    return Environment(name, **arguments).make(
+        num_envs, processes=processes, on_worker_failure=on_worker_failure, worker_timeout=worker_timeout
+    )
 
 
 def build(name: str, spec: EnvSpec, *, seed: int = 0, device: str = "cpu", **settings: Any) -> Algorithm:

@@ -98,6 +98,12 @@ def find(directory: Path, which: str = "last") -> Path:
     return directory / name
 
 
+def step(directory: Path, which: str = "last") -> int:
+    """Environment steps at which a checkpoint was written; 0: there is none."""
+    name = _pointed(directory / which)
+    return int(name.split("_")[1]) if name else 0
+
+
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """JSON in which a tensor is {"tensor": its name} and a dict is {"dict": [[key, value], ...]} (keys may be ints)."""
     if isinstance(value, Tensor):

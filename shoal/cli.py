@@ -1,13 +1,15 @@
-"""The command line: shoal train | eval | watch | crossplay | nashconv | check | list."""
+"""The command line: shoal train, eval, watch, compare, ...: see `USAGE`."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +32,11 @@ USAGE = """shoal: many agents learning together
   shoal eval DIR                          greedy episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
   shoal crossplay DIR...                  every run's one side against every run's other side
+  shoal league DIR                        standings of a self-play run: Elo, and everybody against everybody
   shoal nashconv DIR                      how far a trained run is from a Nash equilibrium of its game
+  shoal compare DIR... --out DIR          statistics, tables, plots and a report over many runs
+  shoal benchmark NAME [--out DIR]        a named suite of runs, with the published figures beside ours
+  shoal sweep ALGORITHM ENV --search ...  look for good settings
   shoal check ENV                         does an environment keep its promises?
   shoal list                              algorithms and environments
 
@@ -43,12 +49,16 @@ ENV is suite/name, file.py:factory or package.module:factory. Example:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the exit status. Errors a user can mend are one line on stderr, status 2."""
     arguments = sys.argv[1:] if argv is None else argv
-    commands = {
+    commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "eval": _eval,
         "watch": _watch,
         "crossplay": _crossplay,
-        "nashconv": _nashconv,
+        "league": functools.partial(_elsewhere, "league"),
+        "nashconv": functools.partial(_elsewhere, "nashconv"),
+        "compare": functools.partial(_elsewhere, "compare"),
+        "benchmark": functools.partial(_elsewhere, "benchmark"),
+        "sweep": functools.partial(_elsewhere, "sweep"),
         "check": _check,
         "list": _list,
     }
@@ -71,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("shoal: interrupted", file=sys.stderr)
         return 130
+
+
+def _elsewhere(name: str, arguments: list[str]) -> int:
+    """A command that has a module of its own, imported where it is called for."""
+    return importlib.import_module(f"shoal.commands.{name}").main(arguments)  # type: ignore[no-any-return]
 
 
 # train
@@ -106,6 +121,11 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     mine = {f.name for f in dataclasses.fields(Settings)}
     settings = dataclasses.replace(settings, **{k: v for k, v in task.items() if k in mine})
     defaults = replace(defaults, {k: v for k, v in task.items() if k not in mine})
+    options, given = _config_file(options)
+    if given and given["algorithm"] != algorithm:
+        raise ShoalError(f"--config holds settings of {given['algorithm']}, not of {algorithm}")
+    settings = config.merge(settings, {k: v for k, v in given.get("settings", {}).items() if k not in ("seed", "out")})
+    defaults = config.merge(defaults, given.get("config", {}))
     env_arguments = _env_arguments(environment, options)
     flat = tyro.conf.arg(name="")
     fields: list[Any] = [
@@ -126,6 +146,18 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
         settings = dataclasses.replace(settings, out=f"{settings.out}_s{settings.seed}")
     chosen = {} if env_arguments is None else _changed(parsed.env)
     return Run(algorithm, environment.full_name, chosen, settings, parsed.algorithm)
+
+
+def _config_file(options: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Options without `--config FILE`, and what the file holds: a run's config.json, or a sweep's best.json."""
+    for i, option in enumerate(options):
+        if option.split("=")[0] == "--config":
+            inline = "=" in option
+            if not inline and i + 1 == len(options):
+                raise ShoalError("--config needs a file: a run's config.json, or a sweep's best.json")
+            path = Path(option.split("=", 1)[1] if inline else options[i + 1])
+            return options[:i] + options[i + 2 - inline :], config.read(path.parent, path.name)
+    return options, {}
 
 
 def _env_arguments(environment: registry.Environment, options: list[str]) -> type | None:
@@ -185,6 +217,7 @@ def _resume(arguments: list[str]) -> int:
                 total_steps=options.total_steps,
                 eval_every=before.eval_every or max(before.total_steps // 20, 1),
                 log_every=before.log_every or max(before.total_steps // 200, 1),
+                snapshot_every=before.snapshot_every or max(before.total_steps // 20, 1),
             ),
         )
     return _report(experiment.start(run, options.resume, resume=True), options.resume)
@@ -334,39 +367,6 @@ def _crossplay(arguments: list[str]) -> int:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result.summary(), indent=2) + "\n")
-    return 0
-
-
-@dataclass(frozen=True)
-class NashConv:
-    """What all players of a trained run would gain by best responses; 0 in a Nash equilibrium."""
-
-    directory: tyro.conf.Positional[Path]
-    """Of the run, in a turn-based game of OpenSpiel."""
-    checkpoint: Literal["best", "last"] = "best"
-    """The evaluation's policy with the lowest NashConv, or the newest policy."""
-    limit: int = 1_000_000
-    """States of the game to visit at most."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-
-def _nashconv(arguments: list[str]) -> int:
-    from shoal.teams.exploitability import Game, GameTree
-
-    options = tyro.cli(NashConv, args=arguments, prog="shoal nashconv")
-    run = experiment.open_run(options.directory)
-    env = experiment.environment_of(run).make(1)
-    if not isinstance(env, Game):
-        raise ShoalError(f"{run.env} is no game of OpenSpiel: NashConv needs one, such as openspiel/kuhn_poker")
-    tree = GameTree(env, options.limit)
-    value = tree.nash_conv(experiment.load_policy(options.directory, options.checkpoint, env.spec))
-    about = {"algorithm": run.algorithm, "env": run.env, "checkpoint": options.checkpoint}
-    if options.json:
-        print(json.dumps({"nash_conv": value, "information_states": len(tree.keys), **about}))
-        return 0
-    print(f"{run.algorithm} on {run.env}, {options.checkpoint} checkpoint, {len(tree.keys):,} information states")
-    print(f"  NashConv {value:.6f}")
     return 0
 
 

@@ -20,24 +20,28 @@ class Episodes:
         self.lengths = torch.zeros(env.num_envs, dtype=torch.int64)
 
     def add(self, step: Step) -> tuple[Tensor, Groups, Tensor] | None:
-        """The episodes that ended in this step: env `[n]`, returns `[n, agent]` per group, lengths `[n]`; or None."""
+        """The episodes that ended in this step: env `[n]`, returns `[n, agent]` per group, lengths `[n]`; or None.
+
+        A lost episode is not among them: n may be 0.
+        """
         self.lengths += 1
         for name, total in self.sums.items():
             total += step.reward[name]
         if not step.ended.any():
             return None
-        where = step.ended.nonzero().squeeze(1)
+        where = (step.ended & ~step.lost if len(step.lost) else step.ended).nonzero().squeeze(1)
         finished = where, {name: total[where] for name, total in self.sums.items()}, self.lengths[where]
-        self.lengths[where] = 0
+        self.lengths[step.ended] = 0
         for total in self.sums.values():
-            total[where] = 0.0
+            total[step.ended] = 0.0
         return finished
 
 
 class LocalCollector:
     """Plays `policy` in `env` with exploration and copies what happened into a rollout `[time, env, ...]`.
 
-    The rollout is allocated once and overwritten by the next `collect`.
+    The rollout is allocated once and overwritten by the next `collect`. Where a step was lost, the episode is cut off
+    after the step before it, and nobody is present in the lost one, so that nothing is learned from it.
     """
 
     def __init__(self, policy: Policy, env: VecEnv, num_steps: int, seed: int) -> None:
@@ -51,6 +55,9 @@ class LocalCollector:
         """Returns and lengths of the episodes that ended since the caller last emptied this list."""
         self.latest: list[tuple[Groups, Tensor]] = []
         """Those of the latest `collect`."""
+        self.lost_episodes = 0
+        self.cut = torch.zeros(env.num_envs, dtype=torch.bool)
+        """Whose episode turned out to be cut off before the first step of the latest rollout."""
         self.acting_seconds = 0.0
         self.env_seconds = 0.0
 
@@ -63,14 +70,15 @@ class LocalCollector:
 
     def collect(self) -> Batch:
         """The next `num_steps` steps of every environment."""
+        self.cut.zero_()
         before = len(self.finished)
-        for row in self.rows:
-            self._step(row)
+        for t in range(self.num_steps):
+            self._step(t)
         self.latest = self.finished[before:]
         return self.rollout
 
-    def _step(self, row: Batch) -> None:
-        start = time.perf_counter()
+    def _step(self, t: int) -> None:
+        row, start = self.rows[t], time.perf_counter()
         _store_view(row, self.view, self.memory)
         actions, self.memory = self.policy.act(self.view, self.memory, explore=True)
         acted = time.perf_counter()
@@ -79,16 +87,22 @@ class LocalCollector:
         self.env_seconds += time.perf_counter() - acted
         _store_step(row, step, actions)
         self.view = step.view
+        if step.lost.any():
+            self.lost_episodes += int(step.lost.sum())
+            (self.rows[t - 1].ended if t else self.cut)[step.lost] = True
+            for present in self.present.values():
+                present[step.lost] = False
         ended = step.ended.unsqueeze(1)
         for name, present in self.present.items():
             row.groups[name].present.copy_(present)
             torch.logical_or(~step.terminated[name], ended, out=present)
         if finished := self.episodes.add(step):
             where, returns, lengths = finished
-            self.finished.append((returns, lengths))
+            if len(where):
+                self.finished.append((returns, lengths))
             for name, memory in self.memory.items():
                 if memory.shape[-1]:
-                    memory[where] = self.start_memory[name][where]
+                    memory[step.ended] = self.start_memory[name][step.ended]
 
     def state_dict(self) -> Tree:
         """With the environments' own state where they have one; without, `load_state_dict` starts new episodes."""
@@ -100,11 +114,13 @@ class LocalCollector:
             "present": self.present,
             "sums": sums,
             "lengths": lengths,
+            "lost_episodes": self.lost_episodes,
             "view": _view_tree(self.view),
         }
 
     def load_state_dict(self, state: Tree) -> None:
-        if state["env"] is None or not isinstance(self.env, Stateful):
+        self.lost_episodes = state["lost_episodes"]
+        if not state["env"] or not isinstance(self.env, Stateful):
             return
         self.env.load_state_dict(state["env"])
         self.view = View(**{name: tree.map(torch.clone, value) for name, value in state["view"].items()})
@@ -113,7 +129,7 @@ class LocalCollector:
 
 
 def _view_tree(view: View) -> Tree:
-    return {"obs": view.obs, "legal": view.legal, "state": view.state}
+    return {"obs": view.obs, "legal": view.legal, "state": view.state, "hears": view.hears}
 
 
 def _store_view(row: Batch, view: View, memory: Groups) -> None:
@@ -125,6 +141,8 @@ def _store_view(row: Batch, view: View, memory: Groups) -> None:
             agents.memory.copy_(memory[name])
     if row.state.shape[-1]:
         row.state.copy_(view.state)
+    if row.hears.shape[-1]:
+        row.hears.copy_(view.hears)
 
 
 def _store_step(row: Batch, step: Step, actions: Groups) -> None:
@@ -138,4 +156,6 @@ def _store_step(row: Batch, step: Step, actions: Groups) -> None:
             agents.next_legal.copy_(step.successor.legal[name])
     if row.next_state.shape[-1]:
         row.next_state.copy_(step.successor.state)
+    if row.next_hears.shape[-1]:
+        row.next_hears.copy_(step.successor.hears)
     row.ended.copy_(step.ended)

@@ -10,7 +10,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from shoal.teams import curriculum
 from shoal.types import ShoalError, nearest
@@ -28,17 +28,36 @@ class Settings:
     """Environment steps (one step of all agents of one environment), counted over all environments."""
     num_envs: int = 1
     """Environments that step together."""
+    processes: int = 0
+    """Worker processes that play the environments; 0: none, in this process."""
+    on_worker_failure: Literal["raise", "restart"] = "raise"
+    """When a worker raises, hangs or dies: stop, or start it anew and drop the episodes it played."""
+    worker_timeout: float = 60.0
+    """Seconds that a step may take in a worker."""
     seed: int = 0
     """Fixes weights, exploration, replay draws and the environments' random numbers."""
     out: str = ""
     """Directory of the run; empty: runs/ENV/ALGORITHM_sSEED."""
     opponents: tuple[str, ...] = ()
     """WHO=POLICY: who does not learn, a group or an agent; a run's directory or random, still, greedy, pursue, flee."""
+    self_play: Literal["none", "latest", "uniform", "pfsp"] = "none"
+    """Every group (or, of one group, every agent) plays against earlier versions of the others: none of them (latest),
+    each as often (uniform), or those that win more often (pfsp)."""
+    sides: tuple[str, ...] = ()
+    """Self-play: what has a learner of its own, groups or agents (A+B: several); empty: every group, or one for all."""
+    snapshot_every: int = 0
+    """Self-play: environment steps between versions that are kept; 0: a twentieth of the total."""
+    pool: int = 21
+    """Self-play: versions kept of each side, the first, the newest, and between them evenly."""
+    latest_share: float = 0.2
+    """Self-play: share of the environments in which learners meet as they are."""
     curriculum: curriculum.Settings = field(default_factory=curriculum.Settings)
     eval_every: int = 0
     """Environment steps between evaluations (and checkpoints); 0: a twentieth of the total."""
     eval_episodes: int = 100
     """Greedy episodes in an evaluation."""
+    absolute_episodes: int = 0
+    """Greedy episodes of the best policy at the end, on starts of their own (the absolute metric); 0: none."""
     log_every: int = 0
     """Environment steps between rows of metrics.csv; 0: a two-hundredth of the total."""
     threads: int = 1
@@ -54,9 +73,11 @@ class Settings:
         for name in ("total_steps", "num_envs", "eval_episodes", "threads"):
             if getattr(self, name) < 1:
                 raise ShoalError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("eval_every", "log_every", "seed"):
+        for name in ("eval_every", "absolute_episodes", "log_every", "seed", "processes"):
             if getattr(self, name) < 0:
                 raise ShoalError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.worker_timeout <= 0:
+            raise ShoalError(f"worker_timeout must be positive, not {self.worker_timeout}")
 
 
 @dataclass(frozen=True)
@@ -79,15 +100,15 @@ class Run:
         os.replace(partial, directory / FILE)
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """A run directory's config.json.
+def read(directory: Path, name: str = FILE) -> dict[str, Any]:
+    """A run directory's config.json, or another file of that kind.
 
     Raises:
         ShoalError: it is no run directory, or one of a newer shoal.
     """
-    path = directory / FILE
+    path = directory / name
     if not path.is_file():
-        raise ShoalError(f"{directory} is not the directory of a run: it has no {FILE}")
+        raise ShoalError(f"{directory} is not the directory of a run: it has no {name}")
     try:
         data = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -104,9 +125,19 @@ def from_dict(kind: type[T], data: dict[str, Any]) -> T:
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
-            raise ShoalError(f"{kind.__name__} has no setting {key!r}")
+            raise ShoalError(f"{kind.__module__}.{kind.__name__} has no setting {key!r}; {nearest(key, known)}")
     hints = typing.get_type_hints(kind)
     return kind(**{key: _restore(hints[key], value) for key, value in data.items()})
+
+
+def merge(settings: T, data: dict[str, Any]) -> T:
+    """`settings` with the values of a (partial) dict as JSON has them; those of a nested dataclass as a dict."""
+    current = dataclasses.asdict(settings)  # type: ignore[call-overload]
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(current.get(key), dict):
+            value = {**current[key], **value}
+        current[key] = value
+    return from_dict(type(settings), current)
 
 
 def _restore(hint: Any, value: Any) -> Any:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from shoal import tree
 from shoal.collect import Episodes
+from shoal.stats.aggregate import Array, describe
 from shoal.types import Policy, ShoalError, Stateful, VecEnv
 
-Array = NDArray[np.float64]
 UNITS = {
     "team_return": "sum over all agents of the undiscounted episode reward",
     "agent_return": "mean over all agents of the undiscounted episode reward",
@@ -21,20 +20,6 @@ UNITS = {
     "agent_returns": "undiscounted episode reward of each agent, and the shares of episodes above, at and below 0",
     "length": "environment steps in an episode",
 }
-
-
-def bootstrap_ci(values: Array, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron & Tibshirani 1993), always with the same resamples."""
-    draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values[draws].mean(1), [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def describe(values: Array) -> dict[str, Any]:
-    """Mean, standard deviation over episodes, and the bootstrap interval of the mean."""
-    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(values.mean()), "std": std, "ci95": list(bootstrap_ci(values))}
 
 
 @dataclass(frozen=True)
@@ -97,6 +82,12 @@ class Evaluation:
             "length": describe(self.lengths),
         }
 
+    def samples(self) -> dict[str, Any]:
+        """Every episode's returns, six digits each: what statistics over episodes need, ready for JSON."""
+        units = {"team_return": self.team_return, "agent_return": self.agent_return}
+        groups = {group: _plain(self.group_return(group)) for group in self.returns}
+        return {**{unit: _plain(values) for unit, values in units.items()}, "group_return": groups}
+
     def __str__(self) -> str:
         team, agent = describe(self.team_return), describe(self.agent_return)
         low, high = agent["ci95"]
@@ -104,6 +95,10 @@ class Evaluation:
             f"{agent['mean']:.2f} per agent [{low:.2f}, {high:.2f}], {team['mean']:.2f} team, "
             f"{self.episodes} greedy episodes of {self.lengths.mean():.0f} steps"
         )
+
+
+def _plain(values: Array) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
 
 
 def evaluate(
@@ -141,7 +136,7 @@ def evaluate(
         if finished := running.add(step):
             where, sums, steps = finished
             for name in memory:
-                memory[name][where] = start[name][where]
+                memory[name][step.ended] = start[name][step.ended]
             for row, i in enumerate(where.tolist()):
                 if not quota[i]:
                     continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +13,17 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 
 from shoal import checkpoint, config, plot, registry
 from shoal.config import Run, Settings
 from shoal.envs.check import Problem, problems
 from shoal.envs.common.serial import SerialEnvs
 from shoal.evaluate import evaluate
-from shoal.log import Display, Log, read_evaluations
+from shoal.log import ABSOLUTE, Display, Log, read_absolute, read_evaluations, replace
 from shoal.teams.curriculum import Course
 from shoal.teams.exploitability import diagnose
+from shoal.teams.league import League
 from shoal.teams.scripted import SCRIPTS, Scripted
 from shoal.teams.team import Against, Team, by_agent, seat, without
 from shoal.train import Progress, train
@@ -45,9 +48,26 @@ def open_run(directory: Path) -> Run:
 
 def build(run: Run, spec: EnvSpec) -> Algorithm:
     """The run's algorithm for the agents it learns of an environment with `spec`, untrained."""
-    preset = registry.algorithm(run.algorithm)
-    spec = without(spec, by_agent(spec, opponents(run.settings.opponents)).keys())
-    return preset.build(spec, run.config, seed=run.settings.seed, device=run.settings.device)
+    preset, settings = registry.algorithm(run.algorithm), run.settings
+    spec = without(spec, by_agent(spec, opponents(settings.opponents)).keys())
+
+    def player(spec: EnvSpec, seed: int) -> Algorithm:
+        return preset.build(spec, run.config, seed=seed, device=settings.device)
+
+    if settings.self_play == "none":
+        return player(spec, settings.seed)
+    if settings.opponents and len(spec.groups) == 1:
+        raise ShoalError("self-play needs two groups that learn, and --opponents leave one")
+    return League(
+        spec,
+        player,
+        self_play=settings.self_play,
+        sides=settings.sides,
+        snapshot_every=settings.snapshot_every or max(settings.total_steps // 20, 1),
+        pool=settings.pool,
+        latest_share=settings.latest_share,
+        seed=settings.seed,
+    )
 
 
 def load_policy(directory: Path, which: str, spec: EnvSpec) -> Algorithm:
@@ -112,14 +132,25 @@ def course_of(run: Run) -> Course | None:
 
     def make(arguments: dict[str, Any]) -> VecEnv:
         task = registry.Environment(run.env, **{**run.env_args, **arguments})
-        return against(task.make(settings.num_envs), run)
+        return against(_make(task, settings.num_envs, settings), run)
 
     return Course(settings.curriculum, settings.seed, make)
 
 
-def evaluation_env(environment: registry.Environment, episodes: int) -> VecEnv:
-    """Environments to play `episodes` in: all at once where that costs nothing, else a few."""
-    return environment.make(episodes if environment.native else min(episodes, 8))
+def evaluation_env(environment: registry.Environment, episodes: int, settings: Settings | None = None) -> VecEnv:
+    """Environments to play `episodes` in: all at once where that costs nothing, else a few (`settings`: in workers)."""
+    num_envs = episodes if environment.native else min(episodes, 8)
+    return environment.make(num_envs) if settings is None else _make(environment, num_envs, settings)
+
+
+def _make(environment: registry.Environment, num_envs: int, settings: Settings) -> VecEnv:
+    """Environments for a run, in processes if it wants them."""
+    return environment.make(
+        num_envs,
+        processes=settings.processes,
+        on_worker_failure=settings.on_worker_failure,
+        worker_timeout=settings.worker_timeout,
+    )
 
 
 @dataclass
@@ -149,21 +180,23 @@ class Trial:
     def evaluate(self, progress: Progress) -> None:
         """Greedy episodes, and the best checkpoint if none before was better.
 
-        Where NashConv can be computed the lowest is the best: in self-play, what one player wins another loses.
+        Where NashConv can be computed the lowest is the best: in self-play, what one player wins another loses. What
+        sides earn against each other says nothing about either, so of a league the newest is the best.
         """
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
-        seed = int(np.random.SeedSequence([settings.seed, 1]).generate_state(1)[0]) % 2**31
-        result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, seed)
+        result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, _seed(settings, 1))
         steps, mean = progress.env_steps, float(result.agent_return.mean())
         found = diagnose(self.algorithm, self.evaluation_env)
-        self.log.write_evaluation(steps, progress.seconds, {**result.summary(), **found})
+        summary = {**result.summary(), "samples": result.samples(), **found}
+        self.log.write_evaluation(steps, progress.seconds, summary)
         metrics = {"eval_agent_return": mean, "eval_team_return": float(result.team_return.mean()), **found}
         self.log.write(steps, progress.seconds, metrics)
         text = ", ".join([str(result), *[f"{name} {value:.4f}" for name, value in found.items()]])
         self.display.evaluation(steps, mean, text, progress.seconds)
         score = -found["nash_conv"] if found else mean
-        if score >= self.best:  # a game that is won by what the other loses is always worth 0: the newest is the best
+        # a game that is won by what the other loses is always worth 0: the newest is the best
+        if score >= self.best or (settings.self_play != "none" and not found):
             self.best = score
             tree = {"algorithm": progress.algorithm.state_dict(), "env_steps": steps}
             checkpoint.save(self.checkpoints, tree, steps, "best")
@@ -172,6 +205,35 @@ class Trial:
         course = self.course.curriculum.state_dict() if self.course else None
         tree = {**progress.state_dict(), "best": self.best, "curriculum": course}
         checkpoint.save(self.checkpoints, tree, progress.env_steps)
+
+
+def _seed(settings: Settings, stream: int) -> int:
+    """Of starts that training does not see: 1 for the evaluations, 2 for the absolute metric."""
+    return int(np.random.SeedSequence([settings.seed, stream]).generate_state(1)[0]) % 2**31
+
+
+def absolute(run: Run, directory: Path) -> None:
+    """Write `absolute.json`: the best checkpoint's policy over other starts (Gorsane et al. 2022).
+
+    The best of many evaluations is chosen by luck too; starts that did not choose it say what it is worth.
+    """
+    torch.set_num_threads(run.settings.threads)  # as in training: the same numbers whenever it is called
+    torch.set_flush_denormal(True)
+    episodes = run.settings.absolute_episodes
+    full = evaluation_env(environment_of(run), episodes)
+    env, policy = against(full, run), load_policy(directory, "best", full.spec)
+    result = evaluate(policy, env, episodes, _seed(run.settings, 2))
+    env.close()
+    about = {"env_steps": checkpoint.step(directory / CHECKPOINTS, "best"), "total_steps": run.settings.total_steps}
+    record = {**about, **result.summary(), "samples": result.samples()}
+    replace(directory / ABSOLUTE, json.dumps(record) + "\n")
+
+
+def finished(run: Run, directory: Path) -> bool:
+    """Whether a run has reached its end, its absolute metric included."""
+    trained = checkpoint.step(directory / CHECKPOINTS) >= run.settings.total_steps
+    measured = read_absolute(directory).get("total_steps") == run.settings.total_steps
+    return trained and (measured or not run.settings.absolute_episodes)
 
 
 def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
@@ -187,17 +249,20 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         saved = (directory / CHECKPOINTS / "last").exists()
         what = f"continue it with --resume {directory}" if saved else "it saved nothing, so remove the directory"
         raise ShoalError(f"{directory} holds a run already: {what}, or choose another --out")
+    trained = resume and checkpoint.step(directory / CHECKPOINTS) >= run.settings.total_steps
+    if trained and not finished(run, directory):  # it was stopped just before its end
+        absolute(run, directory)
+        return True
     environment = environment_of(run)
     warnings = _checked(environment)
-    full = environment.make(run.settings.num_envs)
-    env, algorithm = against(full, run), build(run, full.spec)
-    course = course_of(run)
     state = checkpoint.load(directory / CHECKPOINTS) if resume else None
-    if course and state:
-        course.curriculum.load_state_dict(state["curriculum"])
     done = state["env_steps"] if state else 0
     if done >= run.settings.total_steps:
         raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
+    full = _make(environment, run.settings.num_envs, run.settings)
+    env, algorithm, course = against(full, run), build(run, full.spec), course_of(run)
+    if course and state:
+        course.curriculum.load_state_dict(state["curriculum"])
     run.save(directory)
     trial = Trial(
         run=run,
@@ -211,7 +276,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
             config=dataclasses.asdict(run),
         ),
         display=Display(f"{run.algorithm} on {run.env}, seed {run.settings.seed}", run.settings.total_steps),
-        evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes), run),
+        evaluation_env=against(evaluation_env(environment, run.settings.eval_episodes, run.settings), run),
         course=course,
         best=state["best"] if state else -np.inf,
     )
@@ -221,7 +286,10 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     for warning in warnings:
         trial.display.message(f"warning: {warning}")
     try:
-        return _loop(trial, course.env if course else env, state)
+        reached = _loop(trial, course.env if course else env, state)
+        if reached and run.settings.absolute_episodes:
+            absolute(run, directory)
+        return reached
     finally:
         trial.log.close()
         env.close()
@@ -277,6 +345,8 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
                     break
             if not progress.updates:
                 trial.display.message("nothing was learned: no update was made (are --total-steps below --warmup?)")
+            if lost := progress.collector.lost_episodes:
+                trial.display.message(f"{lost:,} episodes were lost with their worker processes, and not learned from")
         finally:
             trial.display.close(done)
     return done >= settings.total_steps

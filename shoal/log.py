@@ -18,7 +18,7 @@ from rich.text import Text
 
 from shoal.types import Metrics, ShoalError
 
-METRICS, EVALUATIONS = "metrics.csv", "evaluations.jsonl"
+METRICS, EVALUATIONS, ABSOLUTE = "metrics.csv", "evaluations.jsonl", "absolute.json"
 FIRST = ["env_steps", "seconds"]
 
 
@@ -52,7 +52,8 @@ class Log:
         self._rewrite(rows)
         path = directory / EVALUATIONS
         kept = [e for e in read_evaluations(directory) if e["env_steps"] <= resume_step] if resume_step else []
-        _replace(path, "".join(json.dumps(evaluation) + "\n" for evaluation in kept))
+        replace(path, "".join(json.dumps(evaluation) + "\n" for evaluation in kept))
+        (directory / ABSOLUTE).unlink(missing_ok=True)
         self.sinks: list[Any] = []
         if tensorboard and importlib.util.find_spec("tensorboard"):
             self.sinks.append(_TensorBoard(directory, resume_step))
@@ -79,7 +80,7 @@ class Log:
     def _rewrite(self, rows: list[dict[str, float]]) -> None:
         lines = [",".join(self.columns)]
         lines += [",".join(_short(row[c]) if c in row else "" for c in self.columns) for row in rows]
-        _replace(self.directory / METRICS, "\n".join(lines) + "\n")
+        replace(self.directory / METRICS, "\n".join(lines) + "\n")
 
     def close(self) -> None:
         for sink in self.sinks:
@@ -143,11 +144,21 @@ def read_evaluations(directory: Path) -> list[dict[str, Any]]:
     return found
 
 
+def read_absolute(directory: Path) -> dict[str, Any]:
+    """The absolute metric of a run that has reached its end; empty: there is none."""
+    try:
+        found: dict[str, Any] = json.loads((directory / ABSOLUTE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return found
+
+
 def _short(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)
@@ -219,7 +230,7 @@ class Display:
 
     def _line(self, env_steps: int) -> str:
         rate, left = self._rates(env_steps)
-        parts = [f"{env_steps:>11,} steps", f"{rate:,.0f} steps/s", f"{_clock(left)} left"]
+        parts = [f"{env_steps:>11,} steps", f"{rate:,.0f} steps/s", f"{clock(left)} left"]
         if "train_agent_return" in self.metrics:
             parts.append(f"return {self.metrics['train_agent_return']:.2f} per agent (exploring)")
         return "  ".join([*parts, self._split(), self.note]).rstrip()
@@ -236,7 +247,7 @@ class Display:
         table.add_row(Text(title, style="bold"), f"{env_steps:,} / {self.total_steps:,} steps")
         table.add_row(
             ProgressBar(total=self.total_steps, completed=env_steps, width=40),
-            f"{rate:,.0f} steps/s   {_clock(left)} left",
+            f"{rate:,.0f} steps/s   {clock(left)} left",
         )
         exploring = self.metrics.get("train_agent_return")
         if exploring is not None:
@@ -259,7 +270,8 @@ def _sparkline(values: list[float]) -> str:
     return "".join(bars[int((value - low) / span * (len(bars) - 1))] for value in recent) + f" {values[-1]:.2f} greedy"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     if seconds == float("inf"):
         return "--:--"
     minutes, rest = divmod(int(seconds), 60)

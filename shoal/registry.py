@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -11,10 +12,11 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from shoal import algorithms as algorithms_package
 from shoal import envs as envs_package
+from shoal.envs.common.processes import Processes
 from shoal.types import Preset, ShoalError, VecEnv, nearest
 
 
@@ -143,15 +145,48 @@ class Environment:
             if known is not None and key not in known:
                 raise ShoalError(f"{self.name} takes no argument {key!r}; {nearest(key, known)}")
 
-    def make(self, num_envs: int = 1, *, render: bool = False) -> VecEnv:
-        """A batch of environments; with `render`, ones asked to draw where they must be asked beforehand."""
+    def make(
+        self,
+        num_envs: int = 1,
+        *,
+        render: bool = False,
+        first: int = 0,
+        processes: int = 0,
+        on_worker_failure: Literal["raise", "restart"] = "raise",
+        worker_timeout: float = 60.0,
+    ) -> VecEnv:
+        """A batch of environments.
+
+        Args:
+            num_envs: how many.
+            render: ask them to draw, where they must be asked beforehand.
+            first: number of the first, where others of the same batch are elsewhere.
+            processes: worker processes that play them; 0: none, in this process.
+            on_worker_failure: see `Processes`, as `worker_timeout`.
+
+        Raises:
+            ShoalError: `processes` for environments that do not need them, or what making the environment raises.
+        """
         from shoal.envs.common.serial import SerialEnvs
 
+        if processes:
+            if self.native:
+                raise ShoalError(
+                    f"{self.name} steps all its environments at once, in threads of this process where that is faster: "
+                    "leave processes at 0"
+                )
+            make = functools.partial(_singles, self.full_name, self.arguments, render)
+            return Processes(
+                make, num_envs, processes, self.name,
+                numbered=not self._batched, on_failure=on_worker_failure, timeout=worker_timeout,
+            )  # fmt: skip
         if self.factory is None:
-            extra = {"render_mode": "rgb_array"} if render and not self.native else {}
+            extra: dict[str, Any] = {} if self.native else {"first": first}
+            if render and not self.native:
+                extra["render_mode"] = "rgb_array"
             return self.suite.make(self.rest, num_envs, **self.arguments, **extra)  # type: ignore[no-any-return]
         parameters = inspect.signature(self.factory).parameters
-        if "num_envs" in parameters:
+        if self._batched:
             env = self.factory(num_envs=num_envs, **self.arguments)
             if not isinstance(env, VecEnv):
                 raise ShoalError(f"{self.name} takes num_envs, so it must return a VecEnv, not {type(env).__name__}")
@@ -159,12 +194,23 @@ class Environment:
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         extra = {"render_mode": "rgb_array"} if render and ("render_mode" in parameters or open_ended) else {}
         factory = self.factory
-        return SerialEnvs(lambda: self._parallel(factory(**self.arguments, **extra)), num_envs, self.name)
+        return SerialEnvs(lambda: self._parallel(factory(**self.arguments, **extra)), num_envs, self.name, first)
+
+    @property
+    def _batched(self) -> bool:
+        """Whether it is a factory that makes many environments at once."""
+        return self.factory is not None and "num_envs" in inspect.signature(self.factory).parameters
 
     def _parallel(self, env: Any) -> Any:
         if not hasattr(env, "possible_agents"):
             raise ShoalError(f"{self.name} must return a PettingZoo ParallelEnv or AECEnv, not {type(env).__name__}")
         return env
+
+
+def _singles(name: str, arguments: dict[str, Any], render: bool, first: int, count: int) -> list[VecEnv]:
+    """The environments first..first+count-1, one by one: what a worker process makes."""
+    environment = Environment(name, **arguments)
+    return [environment.make(render=render, first=number) for number in range(first, first + count)]
 
 
 def _module(place: str) -> ModuleType:

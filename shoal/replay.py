@@ -37,13 +37,30 @@ def allocate(spec: EnvSpec, lead: tuple[int, ...], memory_sizes: dict[str, int])
             next_obs=torch.zeros((*shape, *group.obs_shape), dtype=dtype),
             next_legal=torch.zeros((*shape, legal_size), dtype=torch.bool),
         )
-    state = torch.zeros((*lead, spec.state_size))
-    return Batch(groups, state, torch.zeros_like(state), torch.zeros(lead, dtype=torch.bool))
+    state, next_state = (torch.zeros((*lead, spec.state_size)) for _ in range(2))
+    hears, next_hears = (torch.zeros((*lead, *spec.hears), dtype=torch.bool) for _ in range(2))
+    return Batch(groups, state, next_state, torch.zeros(lead, dtype=torch.bool), hears, next_hears)
 
 
 def num_bytes(batch: Batch) -> int:
     """Of all tensors together."""
     return sum(x.numel() * x.element_size() for x in tree.leaves(batch))
+
+
+def refuse_what_does_not_fit(spec: EnvSpec, sizes: dict[str, int], transitions: int, what: str, setting: str) -> int:
+    """Bytes of one transition.
+
+    Raises:
+        ShoalError: `transitions` of them are more than this machine's memory; says how much of `setting` would fit.
+    """
+    one = num_bytes(allocate(spec, (1, 1), sizes))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if one * transitions > 0.8 * memory:
+        raise ShoalError(
+            f"a {what} of {transitions:,} transitions of {one:,} bytes needs {one * transitions / 2**30:,.1f} GiB, "
+            f"and this machine has {memory / 2**30:,.1f}: set {setting} to {int(0.5 * memory / one):,} or less"
+        )
+    return one
 
 
 class Fresh:
@@ -54,17 +71,20 @@ class Fresh:
         num_envs: environments that step together.
         rollout_steps: steps of every environment in a rollout.
         memory: width of the agents' memory.
+
+    Raises:
+        ShoalError: a rollout would not fit into this machine's memory.
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int, rollout_steps: int, memory: int = 0) -> None:
         self.rollout_steps = rollout_steps
-        one = allocate(spec, (1, 1), dict.fromkeys(spec.groups, memory))
-        self.num_bytes = num_envs * rollout_steps * num_bytes(one)
+        transitions, sizes = num_envs * rollout_steps, dict.fromkeys(spec.groups, memory)
+        self.num_bytes = transitions * refuse_what_does_not_fit(spec, sizes, transitions, "rollout", "batch_steps")
 
     def add(self, rollout: Batch) -> Iterator[Batch]:
         yield rollout
 
-    def cut(self) -> None:
+    def cut(self, envs: Tensor) -> None:
         """Nothing is kept that could go on."""
 
     def state_dict(self) -> Tree:
@@ -87,6 +107,7 @@ class Replay:
         generator: draws the samples; its state belongs to the checkpoint.
         length: steps in a sequence; 0: single transitions, without a time axis.
         with_state: also keep the global state, for algorithms that read it.
+        with_hears: also keep who hears whom, for agents that talk.
         memory: width of the agents' memory, kept with every step so that a sequence can start anywhere.
         priority: exponent alpha of prioritised replay (Schaul et al. 2016, arXiv 1511.05952); 0: uniform.
         correction: exponent beta of its importance weights.
@@ -107,6 +128,7 @@ class Replay:
         generator: torch.Generator,
         length: int = 0,
         with_state: bool = False,
+        with_hears: bool = False,
         memory: int = 0,
         priority: float = 0.0,
         correction: float = 0.0,
@@ -123,9 +145,9 @@ class Replay:
         self.warmup = max(warmup, batch_size, num_envs * self.length)
         self.generator = generator
         self.rollout_steps = min(max(1, update_every // num_envs), rows)
-        spec = spec if with_state else EnvSpec(spec.groups, 0)
+        spec = EnvSpec(spec.groups, spec.state_size * with_state, spec.hears if with_hears else (0, 0))
         sizes = dict.fromkeys(spec.groups, memory)
-        self._refuse_what_does_not_fit(spec, sizes, rows * num_envs)
+        refuse_what_does_not_fit(spec, sizes, rows * num_envs, "replay", "buffer_size")
         self.storage = allocate(spec, (rows, num_envs), sizes)
         self.ring = tree.leaves(self.storage)
         drawn: Batch = tree.map(lambda x: x.new_zeros(self.length, batch_size, *x.shape[2:]), self.storage)
@@ -139,16 +161,6 @@ class Replay:
         self.slots = torch.zeros(0, dtype=torch.int64)  # where the sequences of the latest draw start
         self.weight = torch.ones(batch_size)
         """Importance of each sequence of the latest draw, at most 1."""
-
-    @staticmethod
-    def _refuse_what_does_not_fit(spec: EnvSpec, sizes: dict[str, int], transitions: int) -> None:
-        one = num_bytes(allocate(spec, (1, 1), sizes))
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if one * transitions > 0.8 * memory:
-            raise ShoalError(
-                f"a replay of {transitions:,} transitions of {one:,} bytes needs {one * transitions / 2**30:,.1f} GiB, "
-                f"and this machine has {memory / 2**30:,.1f}: set buffer_size to {int(0.5 * memory / one):,} or less"
-            )
 
     @property
     def num_bytes(self) -> int:
@@ -206,10 +218,10 @@ class Replay:
         if self.priorities is not None:
             self.priorities.set(self.slots, self.priorities.of(error.cpu()))
 
-    def cut(self) -> None:
-        """What is added next does not follow what was added last: the sequences end here, as at a time limit."""
+    def cut(self, envs: Tensor) -> None:
+        """What is added next of `envs` does not follow what was added last: an episode ends, as at a time limit."""
         if self.written:
-            self.storage.ended[(self.written - 1) % self.rows] = True
+            self.storage.ended[(self.written - 1) % self.rows] |= envs
 
     def state_dict(self) -> Tree:
         filled = min(self.written, self.rows)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shoal.collect import LocalCollector
-from shoal.types import Algorithm, Metrics, ShoalError, Stateful, Tree, VecEnv
+from shoal.types import Algorithm, Metrics, ShoalError, Tree, VecEnv
 
 FOLD_EVERY = 500  # updates
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
@@ -50,7 +50,10 @@ class Progress:
             raise ShoalError(f"training cannot go on among other agents: {env.spec}, and not {self.env.spec}")
         self.env = env
         self.collector.enter(env, _env_seed(self.seed, self.env_steps))
-        self.experience.cut()
+        self._cut_all()
+
+    def _cut_all(self) -> None:
+        self.experience.cut(torch.ones(self.env.num_envs, dtype=torch.bool))
 
     def every(self, steps: int) -> bool:
         """Whether this rollout passed a multiple of `steps` environment steps (or the end)."""
@@ -102,6 +105,8 @@ class Progress:
             means["time_learn"] = self.learning_seconds / self.seconds
             means["steps_per_second"] = self.env_steps / self.seconds
         means["updates"] = float(self.updates)
+        if self.collector.lost_episodes:  # since training began
+            means["lost_episodes"] = float(self.collector.lost_episodes)
         return means
 
     def _episodes(self) -> Metrics:
@@ -132,8 +137,8 @@ class Progress:
         self.algorithm.load_state_dict(state["algorithm"])
         self.experience.load_state_dict(state["experience"])
         self.collector.load_state_dict(state["collector"])
-        if not isinstance(self.env, Stateful):  # it starts new episodes: what was kept does not go on
-            self.experience.cut()
+        if not state["collector"]["env"]:  # it starts new episodes: what was kept does not go on
+            self._cut_all()
         self.env_steps = self.previous_steps = state["env_steps"]
         self.seconds, self.updates = state["seconds"], state["updates"]
         self.collector.env_seconds, self.collector.acting_seconds, self.learning_seconds = state["clocks"]
@@ -181,6 +186,8 @@ def train(
         start = time.perf_counter()
         rollout = progress.collector.collect()
         played = time.perf_counter()
+        if progress.collector.cut.any():
+            progress.experience.cut(progress.collector.cut)
         for batch in progress.experience.add(rollout):
             progress.record(algorithm.update(batch))
         end = time.perf_counter()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -84,6 +85,9 @@ class EnvSpec:
     groups: dict[str, GroupSpec]
     state_size: int = 0
     """Width of the global state; 0 where the environment has none."""
+    hears: tuple[int, int] = (0, 0)
+    """Axes of `View.hears`: (0, 0): everybody can hear everybody; (1, agents): some cannot be heard; (agents, agents):
+    that depends on who listens."""
 
     @property
     def num_agents(self) -> int:
@@ -100,6 +104,12 @@ class View:
     """`[env, agent, size]` bool where the group is masked, else `[env, agent, 0]`."""
     state: Tensor
     """`[env, state_size]` float32."""
+    hears: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.bool))
+    """`[env, listener or 1, speaker]` bool over the agents of all groups in turn: whose messages an agent can hear, if
+    agents talk (`EnvSpec.hears`). Nobody hears one that is not there."""
+
+
+NEVER = torch.zeros(0, dtype=torch.bool)
 
 
 @dataclass
@@ -121,6 +131,12 @@ class Step:
     """
     ended: Tensor
     """`[env]` bool: terminated or truncated, the next row is another episode."""
+    lost: Tensor = NEVER
+    """`[env]` bool: what the action led to is not known, since the process failed that played the environment.
+
+    `[0]` where that cannot happen. A lost environment has `ended`, `successor` shows what was acted on, nobody is
+    `alive` or `terminated`, and rewards are 0: the episode was cut off before this step.
+    """
 
 
 @dataclass
@@ -149,6 +165,8 @@ class Batch:
     state: Tensor
     next_state: Tensor
     ended: Tensor
+    hears: Tensor
+    next_hears: Tensor
 
     @property
     def num_steps(self) -> int:
@@ -218,8 +236,8 @@ class Experience(Protocol):
 
     def add(self, rollout: Batch) -> Iterable[Batch]: ...
 
-    def cut(self) -> None:
-        """What is added next does not follow what was added last."""
+    def cut(self, envs: Tensor) -> None:
+        """What is added next of `envs` (bool `[env]`) does not follow what was added last."""
         ...
 
     def state_dict(self) -> Tree: ...

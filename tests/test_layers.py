@@ -10,8 +10,24 @@ LAYERS = [
     {"types", "tree"},
     {"returns", "explore", "actions", "optim", "replay", "threads", "nets", "envs"},
     {"algorithms", "collect"},
-    {"train", "evaluate", "checkpoint", "log", "plot", "film", "registry", "config", "presets", "experiment", "teams"},
-    {"cli", "__init__", "__main__"},
+    {
+        "train",
+        "evaluate",
+        "checkpoint",
+        "log",
+        "plot",
+        "film",
+        "registry",
+        "config",
+        "presets",
+        "experiment",
+        "teams",
+        "stats",
+        "jobs",
+        "benchmark",
+        "sweep",
+    },
+    {"cli", "commands", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

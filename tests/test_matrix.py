@@ -62,6 +62,9 @@ def test_own_payoffs() -> None:
     assert play(game("prisoners"), (0, 1), (1, 1)).tolist() == [[-3, 0], [-2, -2]]
     pennies = play(game("matching_pennies"), (0, 0), (0, 1))
     assert pennies.tolist() == [[1, -1], [-1, 1]]
+    rock, paper, scissors = 0, 1, 2
+    rounds = (rock, rock), (rock, paper), (scissors, paper), (scissors, rock)
+    assert play(game("rock_paper_scissors"), *rounds).tolist() == [[0, 0], [-1, 1], [1, -1], [-1, 1]]
     assert play(game("stag_hunt"), (0, 0), (0, 1)).tolist() == [[4, 4], [1, 3]]
     assert game("nonmonotonic").optimal_return == 8
 
@@ -98,7 +101,9 @@ def test_bad_payoffs_and_actions() -> None:
         play(env, (0, 3))
 
 
-@pytest.mark.parametrize("name", ["climbing", "penalty", "two_step", "prisoners", "matching_pennies", "stag_hunt"])
+@pytest.mark.parametrize(
+    "name", ["climbing", "penalty", "two_step", "prisoners", "matching_pennies", "rock_paper_scissors", "stag_hunt"]
+)
 def test_contract_and_pictures(name: str) -> None:
     env = game(name)
     shoal.check_env(env, steps=60)

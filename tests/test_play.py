@@ -9,8 +9,9 @@ import torch
 import shoal
 from shoal import tree
 from shoal.collect import LocalCollector
-from shoal.evaluate import Evaluation, bootstrap_ci, evaluate
+from shoal.evaluate import Evaluation, evaluate
 from shoal.replay import Replay, allocate
+from shoal.stats.aggregate import describe
 from shoal.types import Groups, ShoalError, View
 
 
@@ -136,7 +137,7 @@ def test_units() -> None:
 
 def test_bootstrap_interval_covers_the_mean_of_normals() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    low, high = bootstrap_ci(values)
+    low, high = describe(values)["ci95"]
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
 

@@ -439,7 +439,7 @@ def test_greedy_play_takes_the_mean_and_changes_nothing() -> None:
 def test_deviation_is_a_number_or_depends_on_what_is_seen(std_of_state: bool) -> None:
     algorithm = build(net={"std": 0.3, "std_of_state": std_of_state})
     actor = algorithm.actors["arm"]
-    out = actor.step(torch.randn(50, 2, 2), torch.zeros(50, 2, 0))[0]
+    out = actor.spread(actor.net.step(torch.randn(50, 2, 2), torch.zeros(50, 2, 0))[0])
     log_std = out[..., 2:]
     assert out.shape == (50, 2, 4)
     assert (log_std.std(0) > 1e-3).all() == std_of_state

@@ -14,6 +14,7 @@ from shoal.nets.dense import AgentNet
 from shoal.nets.gru import Gru, plain
 from shoal.nets.mixers import Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
+from shoal.nets.together import foresee
 from shoal.replay import Replay, SumTree, allocate
 from shoal.returns import n_step, td_target
 from shoal.types import Batch, Discrete, EnvSpec, GroupSpec, ShoalError
@@ -123,7 +124,8 @@ def test_foresee_is_a_step_on_the_successor(shared: bool) -> None:
     net, x, next_x, memory, ended = unrolled(shared)
     out, after = net.unroll(x, memory, ended)
     before = out.clone()
-    following = net.foresee(next_x, out, after, ended)
+    everyone = torch.zeros(TIME, ROWS, 0, 0, dtype=torch.bool)
+    following = foresee({"a": net}, {"a": next_x}, {"a": out}, {"a": after}, ended, everyone)["a"]
     for t in range(TIME):
         assert torch.allclose(following[t], net.step(next_x[t], after[t])[0], atol=1e-5)
     assert torch.equal(out, before)
@@ -270,13 +272,13 @@ def test_memory_is_stored_with_every_row() -> None:
 
 def test_cut_ends_the_sequences_at_the_latest_row_only() -> None:
     ring = replay(batch=400)
-    ring.cut()  # nothing there yet
+    ring.cut(torch.tensor([True, True, True]))  # nothing there yet
     assert not ring.storage.ended.any()
     play(ring, 12)
-    ring.cut()
+    ring.cut(torch.tensor([True, False, True]))
     play(ring, 3)
     batch = ring.sample()
-    assert torch.equal(batch.ended, times(batch) == 11)
+    assert torch.equal(batch.ended, (times(batch) == 11) & (batch.groups["agent"].obs[..., 0, 1] != 1))
     assert batch.ended.any()
 
 

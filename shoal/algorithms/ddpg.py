@@ -24,10 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
-from shoal.nets.dense import AgentNet, flat
+from shoal.nets.conv import flat, real
+from shoal.nets.dense import AgentNet
 from shoal.replay import Replay
 from shoal.returns import mean_weights, td_target
-from shoal.types import Action, Agents, Batch, Box, Discrete, EnvSpec, Groups, Preset, Tree, View
+from shoal.types import Action, Agents, Batch, Box, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
+
+LARGEST = 4096
+"""Numbers of a picture that is still read as plain numbers."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class DDPG:
     """See the module's docstring. `spec` is the environment's; `seed` fixes weights, exploration and replay draws."""
 
     def __init__(self, spec: EnvSpec, config: Config, *, seed: int = 0, device: str = "cpu") -> None:
+        _check(spec)
         self.spec, self.config, self.seed, self.device = spec, config, seed, torch.device(device)
         self.sampler = torch.Generator(self.device).manual_seed(seed)
         self.env_steps = self.updates = 0
@@ -122,7 +127,7 @@ class DDPG:
             if explore and self.env_steps < self.config.warmup:
                 action = actions.random(group.action, legal, self.sampler)
             else:
-                output = self.actors[name](flat(view.obs[name], 2))[0]
+                output = self.actors[name](_plain(view.obs[name]))[0]
                 action = (self._explored if explore else actions.greedy)(group.action, output, legal)
             chosen[name] = action.cpu()
         if explore:
@@ -177,7 +182,7 @@ class DDPG:
     def _update_actors(self, batch: Batch, joint: Groups) -> dict[str, Tensor]:
         values = []
         for name, agents in batch.groups.items():
-            output, pullback = self.actors[name].linearize(flat(agents.obs, 2))
+            output, pullback = self.actors[name].linearize(_plain(agents.obs))
             output = output[0]
             action, soft = self._action(name, output, agents.legal)
             q, critic_pullback = self.critics[name].linearize(self._with_own(name, joint[name], action))
@@ -194,8 +199,10 @@ class DDPG:
     def _joint(self, seen: dict[str, tuple[Tensor, Tensor]]) -> Groups:
         """What each group's critics see `[batch, agent, columns]`, from every group's observations and actions."""
         if not self.config.central:
-            return {n: torch.cat([flat(obs, 2), action], -1) for n, (obs, action) in seen.items()}
-        parts = [obs.flatten(1) for obs, _ in seen.values()] + [action.flatten(1) for _, action in seen.values()]
+            return {n: torch.cat([_plain(obs), action], -1) for n, (obs, action) in seen.items()}
+        parts = [_plain(obs).flatten(1) for obs, _ in seen.values()] + [
+            action.flatten(1) for _, action in seen.values()
+        ]
         everything = torch.cat(parts, -1).unsqueeze(1)
         return {n: everything.expand(-1, self.spec.groups[n].num_agents, -1) for n in seen}
 
@@ -220,7 +227,7 @@ class DDPG:
 
     def _target_action(self, name: str, agents: Agents) -> Tensor:
         """mu'(o') as critic input; nothing where an agent's return has ended."""
-        action, _ = self._action(name, self.target_actors[name](flat(agents.next_obs, 2))[0], agents.next_legal)
+        action, _ = self._action(name, self.target_actors[name](_plain(agents.next_obs))[0], agents.next_legal)
         scale = self.config.target_noise
         if scale and isinstance(self.spec.groups[name].action, Box):
             noise = torch.empty_like(action).normal_(generator=self.sampler).mul_(scale)
@@ -258,6 +265,20 @@ class DDPG:
             optimizer.load_state_dict(saved)
         self.sampler.set_state(state["sampler"])
         self.env_steps, self.updates = state["env_steps"], state["updates"]
+
+
+def _check(spec: EnvSpec) -> None:
+    for name, group in spec.groups.items():
+        if len(group.obs_shape) == 3 and group.obs_size > LARGEST:
+            raise ShoalError(
+                f"observations of {name} are pictures {group.obs_shape}, and these algorithms have no convolutions: "
+                f"use ippo, mappo or value decomposition, or pictures of at most {LARGEST:,} numbers"
+            )
+
+
+def _plain(obs: Tensor) -> Tensor:
+    """`[batch, agent, *obs_shape] -> [batch, agent, columns]` float32."""
+    return real(flat(obs, 2))
 
 
 PRESETS = {

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from shoal import tree
 from shoal.algorithms import ddpg, ppo, value_decomposition
-from shoal.nets.dense import flat
+from shoal.nets.conv import flat
 from shoal.types import (
     Action,
     Agents,
@@ -104,8 +104,8 @@ class Hierarchy:
         for (name, g), m in zip(spec.groups.items(), members, strict=True):
             groups[name] = dataclasses.replace(g, obs_shape=(g.obs_size + size,), image=False)
             managers[name + MANAGER] = GroupSpec(g.agents, (seen + m + size + 1,), self.space, masked=bool(self.bins))
-        self.worker = _build("worker", EnvSpec(groups, spec.state_size), seed, device, config)
-        self.manager = _build("manager", EnvSpec(managers, spec.state_size), seed + 1, device, config)
+        self.worker = _build("worker", EnvSpec(groups, spec.state_size, spec.hears), seed, device, config)
+        self.manager = _build("manager", EnvSpec(managers, spec.state_size, spec.hears), seed + 1, device, config)
         self.widths = {}
         for name in spec.groups:
             own = (
@@ -124,11 +124,11 @@ class Hierarchy:
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         before = {name: Memory(*x.split(self.widths[name], -1)) for name, x in memory.items()}
         obs = {name: flat(x, 2) for name, x in view.obs.items()}
-        asked = View(self._manager_obs(obs, before), self._manager_legal(before), view.state)
+        asked = View(self._manager_obs(obs, before), self._manager_legal(before), view.state, view.hears)
         own = {name + MANAGER: m.manager for name, m in before.items()}
         choices, managers = self.manager.act(asked, own, explore=explore)
         now = {n: self._decide(obs[n], m, choices[n + MANAGER], managers[n + MANAGER]) for n, m in before.items()}
-        shown = View(self._worker_obs(obs, now), view.legal, view.state)
+        shown = View(self._worker_obs(obs, now), view.legal, view.state, view.hears)
         actions, workers = self.worker.act(shown, {n: m.worker for n, m in now.items()}, explore=explore)
         if explore:
             self.played.append({name: dataclasses.replace(m, manager=before[name].manager) for name, m in now.items()})
@@ -270,9 +270,9 @@ class _Experience:
         for part, share in zip(self.parts, self.owner.divide(rollout), strict=True):
             yield from part.add(share)
 
-    def cut(self) -> None:
+    def cut(self, envs: Tensor) -> None:
         for part in self.parts:
-            part.cut()
+            part.cut(envs)
 
     def state_dict(self) -> Tree:
         return {"parts": [part.state_dict() for part in self.parts]}

@@ -30,7 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shoal import actions, explore, optim, tree
-from shoal.nets.dense import ALL, AgentNet, flat, orthogonal
+from shoal.nets import together
+from shoal.nets.comm import Talk, Way
+from shoal.nets.conv import Block, Kind, flat, real
+from shoal.nets.dense import AgentNet, orthogonal
+from shoal.nets.mlp import ALL
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Fresh
 from shoal.returns import gae, mean_weights, outcome
@@ -40,6 +44,8 @@ from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalErr
 TEAM = "team"  # the central critic's name, where the others have their group's
 PIECE = 3200
 """Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
+PIECE_BYTES = 2**28
+"""That the convolutions of one piece may take: with pictures, pieces are smaller."""
 
 Turn = dict[str, slice]
 """The agents that learn together: where they stand in their group."""
@@ -55,6 +61,16 @@ class Net:
     """One set of weights for all agents of a group instead of one each."""
     identity: bool = False
     """Tell agents that share weights apart by a number in their input: where what they see does not."""
+    conv: Kind = "auto"
+    """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
+    comm: Way = "none"
+    """How agents talk before they act: none, mean (CommNet), attention (TarMAC), gated (after IC3Net)."""
+    message: int = 32
+    """Numbers in a message."""
+    rounds: int = 1
+    """Messages of each agent in each step."""
+    heads: int = 1
+    """Of attention."""
     orthogonal: bool = True
     """Draw initial weights orthogonal, with biases 0."""
     gain: float = 0.01
@@ -128,6 +144,7 @@ class Actor(nn.Module):
         self.net = AgentNet(
             group.num_agents, (group.obs_size, *net.hidden, size * (1 + (self.box and net.std_of_state))),
             shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
+            blocks=(Block(group.obs_shape),), conv=net.conv, talk=Talk(net.comm, net.message, net.rounds, net.heads),
         )  # fmt: skip
         if net.orthogonal:
             orthogonal(self.net, net.gain, generator)
@@ -135,16 +152,8 @@ class Actor(nn.Module):
             copies = 1 if net.shared else group.num_agents
             self.log_std = nn.Parameter(torch.full((copies, size), math.log(net.std)))
 
-    def forward(self, obs: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> Tensor:
-        """Of a sequence (see `AgentNet.unroll`), what `actions` reads: logits, or means and log standard deviations."""
-        return self._spread(self.net.unroll(obs, memory, ended, agents)[0], agents)
-
-    def step(self, obs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """In play (see `AgentNet.step`): the same, and memory."""
-        out, after = self.net.step(obs, memory)
-        return self._spread(out, ALL), after
-
-    def _spread(self, out: Tensor, agents: slice) -> Tensor:
+    def spread(self, out: Tensor, agents: slice = ALL) -> Tensor:
+        """From the net's output to what `actions` reads: logits, or means and log standard deviations."""
         if not self.box:
             return out
         log_std = self.log_std if self.net.shared else self.log_std[agents]
@@ -161,10 +170,13 @@ class Lesson:
     memory: Groups
     action: Groups
     ended: Tensor
+    hears: Tensor
     alive: Tensor
     """`[time, batch, column]`."""
-    seen: Groups
-    """The critics' inputs, by critic `[time, batch, agent, ...]`."""
+    state: Tensor
+    """The global state, where a value sees it."""
+    past: Groups
+    """Memory before every step, which values see too; `memory` is that before a sequence."""
     counts: Tensor
     """Which values have a target, `[time, batch, value]`."""
     log_prob: Tensor
@@ -190,8 +202,9 @@ class PPO:
         self.num_values = spec.num_agents if config.value != "central" or config.reward == "own" else 1
         generator = torch.Generator().manual_seed(seed)
         actors = {name: Actor(group, config.net, generator) for name, group in spec.groups.items()}
-        critics = {name: self._critic(*sizes, generator) for name, sizes in self._critic_sizes().items()}
+        critics = {name: self._critic(*inputs, generator) for name, inputs in self._critic_inputs().items()}
         self.actors, self.critics = actors, critics
+        self.nets = {name: actor.net for name, actor in actors.items()}
         self.modules = [nn.ModuleDict(nets).to(self.device) for nets in (actors, critics)]
         self.norm = ValueNorm(config.value_decay, self.num_values).to(self.device)
         self.actor_optimizers = {
@@ -199,23 +212,35 @@ class PPO:
             for name, actor in actors.items()
         }
         self.critic_optimizer = optim.Adam(self.modules[1], config.critic_lr, config.max_grad_norm)
+        self.piece = self._piece()
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
-    def _critic_sizes(self) -> dict[str, tuple[int, int, int]]:
+    def _critic_inputs(self) -> dict[str, tuple[int, tuple[Block, ...], int]]:
         """Agents, inputs and outputs of each critic."""
-        groups, memory, value = self.spec.groups, self.config.net.memory, self.config.value
-        state = self.spec.state_size or sum(g.num_agents * g.obs_size for g in groups.values())
+        spec, value, memory = self.spec, self.config.value, self.config.net.memory
+        own = {name: (Block(g.obs_shape), Block((memory,))) for name, g in spec.groups.items()}
+        everything = tuple(Block(g.obs_shape, g.num_agents) for g in spec.groups.values())
+        state = (Block((spec.state_size,)),) if spec.state_size else everything
         if value == "central":
-            return {TEAM: (1, state + self.spec.num_agents * memory, self.num_values)}
-        return {n: (g.num_agents, g.obs_size + memory + state * (value == "agent"), 1) for n, g in groups.items()}
+            return {TEAM: (1, (*state, Block((spec.num_agents * memory,))), self.num_values)}
+        before = state if value == "agent" else ()
+        return {name: (g.num_agents, (*before, *own[name]), 1) for name, g in spec.groups.items()}
 
-    def _critic(self, agents: int, inputs: int, outputs: int, generator: torch.Generator) -> AgentNet:
+    def _critic(self, agents: int, inputs: tuple[Block, ...], outputs: int, generator: torch.Generator) -> AgentNet:
         net = self.config.net
-        sizes = (inputs, *net.hidden, outputs)
-        critic = AgentNet(agents, sizes, shared=net.shared, identity=net.identity, generator=generator)
+        sizes = (sum(block.size for block in inputs), *net.hidden, outputs)
+        critic = AgentNet(
+            agents, sizes, shared=net.shared, identity=net.identity, generator=generator, blocks=inputs, conv=net.conv
+        )
         if net.orthogonal:
             orthogonal(critic, 1.0, generator)
         return critic
+
+    def _piece(self) -> int:
+        """Environment steps whose gradient one thread computes at a time."""
+        nets = [*(actor.net for actor in self.actors.values()), *self.critics.values()]
+        size = 4 * sum(net.num_agents * net.eyes.activations for net in nets)
+        return min(PIECE, max(PIECE_BYTES // size, 1)) if size else PIECE
 
     # Playing
 
@@ -225,13 +250,12 @@ class PPO:
 
     @torch.no_grad()
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
-        view, memory = tree.to(view, self.device), tree.to(memory, self.device)
         chosen, remembered = {}, {}
-        for name in view.obs:
+        view, outputs, after = self._outputs(view, memory)
+        for name, out in outputs.items():
             space, legal = self.spec.groups[name].action, view.legal[name]
-            out, after = self.actors[name].step(flat(view.obs[name], 2), memory[name])
             drawn = actions.sample(space, out, legal, self.sampler) if explore else actions.greedy(space, out, legal)
-            chosen[name], remembered[name] = drawn.cpu(), after.cpu()
+            chosen[name], remembered[name] = drawn.cpu(), after[name].cpu()
         if explore:
             self.env_steps += len(view.state)
         return chosen, remembered
@@ -239,11 +263,15 @@ class PPO:
     @torch.no_grad()
     def probabilities(self, view: View, memory: Groups) -> Groups:
         """Of every discrete action, `[env, agent, size]`: what `act` draws from."""
-        found = {}
-        for name, obs in view.obs.items():
-            out, _ = self.actors[name].step(flat(obs.to(self.device), 2), memory[name].to(self.device))
-            found[name] = actions.mask_logits(out, view.legal[name].to(self.device)).softmax(-1).cpu()
-        return found
+        view, outputs, _ = self._outputs(view, memory)
+        return {name: actions.mask_logits(out, view.legal[name]).softmax(-1).cpu() for name, out in outputs.items()}
+
+    def _outputs(self, view: View, memory: Groups) -> tuple[View, Groups, Groups]:
+        """The view where the networks live; what `actions` reads, and memory after the step, by group."""
+        view, memory = tree.to(view, self.device), tree.to(memory, self.device)
+        nets = {name: self.nets[name] for name in view.obs}
+        out, after = together.step(nets, {n: flat(obs, 2) for n, obs in view.obs.items()}, memory, view.hears)
+        return view, {name: self.actors[name].spread(x) for name, x in out.items()}, after
 
     # Learning
 
@@ -289,15 +317,17 @@ class PPO:
             memory=memory,
             action={name: agents.action for name, agents in groups.items()},
             ended=batch.ended,
+            hears=batch.hears,
             alive=alive,
-            seen=self._seen(obs, memory, batch.state),
+            state=batch.state,
+            past=memory,
             counts=counts,
             log_prob=unknown,
             value=unknown,
             advantage=unknown,
             target=unknown,
         )
-        value = torch.cat(self.crew.map(self._judge_values, _pieces(lesson)), 1)
+        value = torch.cat(self.crew.map(self._judge_values, _pieces(lesson, self.piece)), 1)
         following = self.norm.restore(self._following(batch, value))
         value = self.norm.restore(value)
         ended = batch.ended.unsqueeze(-1)
@@ -313,8 +343,13 @@ class PPO:
         value, target = self.norm.normalise(value), self.norm.normalise(target)
         lesson = replace(lesson, value=value, advantage=advantage, target=target)
         if config.sequential or config.minibatches > 1:
-            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, _pieces(lesson)), 1)
+            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, _pieces(lesson, self.piece)), 1)
         return lesson
+
+    def _value(self, obs: Groups, memory: Groups, state: Tensor) -> Tensor:
+        """`[..., value]` in the networks' units."""
+        seen = self._seen(obs, memory, state)
+        return torch.cat([self.critics[name](x)[0].flatten(-2) for name, x in seen.items()], -1)
 
     def _seen(self, obs: Groups, memory: Groups, state: Tensor) -> Groups:
         """What each critic sees, `[..., agent, columns]`: with memory, also what the agents remember."""
@@ -326,10 +361,6 @@ class PPO:
         beside = {name: state.unsqueeze(-2).expand(*x.shape[:-1], -1) for name, x in obs.items()}
         return {name: _join([beside[name], obs[name], memory[name]]) for name in obs}
 
-    def _value(self, seen: Groups) -> Tensor:
-        """`[..., value]` in the networks' units."""
-        return torch.cat([self.critics[name](x)[0].flatten(-2) for name, x in seen.items()], -1)
-
     def _following(self, batch: Batch, value: Tensor) -> Tensor:
         """Values of the successors: the next step's; anew where that is another episode's, or there is none."""
         anew = batch.ended.clone()
@@ -338,9 +369,10 @@ class PPO:
         for name, agents in batch.groups.items():
             obs[name], memory[name] = flat(agents.next_obs[anew], 2), agents.memory[anew]
             if self.config.net.memory:
-                memory[name] = self.actors[name].step(flat(agents.obs[anew], 2), memory[name])[1]
+                x = flat(agents.obs[anew], 2).unsqueeze(0)
+                memory[name] = self.nets[name].features(x, memory[name], anew[anew].unsqueeze(0))[1][0]
         following = torch.cat([value[1:], value[-1:]])
-        following[anew] = self._value(self._seen(obs, memory, batch.next_state[anew]))
+        following[anew] = self._value(obs, memory, batch.next_state[anew])
         return following
 
     def _sequences(self, lesson: Lesson) -> Lesson:
@@ -386,7 +418,7 @@ class PPO:
             found = iter(torch.autograd.grad(loss, parameters))
             return [learner.join([next(found) for _ in learner.parameters]) for learner in learners], metrics, log_prob
 
-        results = self.crew.map(gradients, _pieces(lesson))
+        results = self.crew.map(gradients, _pieces(lesson, self.piece))
         metrics = {name: torch.stack([m[name].detach() for _, m, _ in results]).sum() for name in results[0][1]}
         for k, learner in enumerate(learners):
             torch.sum(torch.stack([grads[k] for grads, _, _ in results]), 0, out=learner.grad)
@@ -417,7 +449,7 @@ class PPO:
         return {name: (part * alive).sum() / count for name, part in parts.items()}, now
 
     def _value_loss(self, lesson: Lesson, count: Tensor) -> Tensor:
-        value, limit = self._value(lesson.seen), self.config.value_clip
+        value, limit = self._value(lesson.obs, lesson.past, lesson.state), self.config.value_clip
         loss = self._error(value, lesson.target)
         if limit:
             held = lesson.value + (value - lesson.value).clamp(-limit, limit)
@@ -430,14 +462,17 @@ class PPO:
 
     def _judge(self, lesson: Lesson, turn: Turn) -> tuple[Tensor, Tensor]:
         """Log-probabilities of what was done and entropies, `[time, batch, column]`, by the policies as they are."""
+        obs, memory, legal, action = (
+            {name: x[name] if agents == ALL else x[name][:, :, agents] for name, agents in turn.items()}
+            for x in (lesson.obs, lesson.memory, lesson.legal, lesson.action)
+        )
+        nets, some = {name: self.nets[name] for name in turn}, next(iter(turn.values()))
+        start = {name: rows[0] for name, rows in memory.items()}
+        out = together.unroll(nets, obs, start, lesson.ended, lesson.hears, some)[0]
         found = []
         for name, agents in turn.items():
-            obs, memory, legal, action = (
-                x[name] if agents == ALL else x[name][:, :, agents]
-                for x in (lesson.obs, lesson.memory, lesson.legal, lesson.action)
-            )
-            out = self.actors[name](obs, memory[0], lesson.ended, agents)
-            found.append(actions.likelihood(self.spec.groups[name].action, out, action, legal))
+            read = self.actors[name].spread(out[name], agents)
+            found.append(actions.likelihood(self.spec.groups[name].action, read, action[name], legal[name]))
         if len(found) == 1:
             return found[0]
         return torch.cat([log_prob for log_prob, _ in found], -1), torch.cat([entropy for _, entropy in found], -1)
@@ -449,7 +484,7 @@ class PPO:
 
     @torch.no_grad()
     def _judge_values(self, lesson: Lesson) -> Tensor:
-        return self._value(lesson.seen)
+        return self._value(lesson.obs, lesson.past, lesson.state)
 
     @torch.no_grad()
     def _compound(self, lesson: Lesson, turn: Turn) -> None:
@@ -493,8 +528,11 @@ class PPO:
 def _check(spec: EnvSpec, config: Config) -> None:
     if config.sequential and config.net.shared:
         raise ShoalError("agents that learn one after the other need weights of their own: set net.shared to False")
-    if config.net.memory and not config.net.hidden:
-        raise ShoalError("a network with memory needs a hidden layer before it: set net.hidden to 64, say")
+    if config.sequential and config.net.comm != "none":
+        raise ShoalError(
+            "agents that learn one after the other must leave each other's policies as they are, and what one says "
+            "changes what others do: set net.comm to none, or use mappo"
+        )
     if config.net.std <= 0:
         raise ShoalError(f"net.std must be positive, not {config.net.std}")
     for name in ("batch_steps", "epochs", "minibatches"):
@@ -513,15 +551,18 @@ def _starts(spec: EnvSpec) -> list[int]:
 
 def _join(parts: list[Tensor]) -> Tensor:
     parts = [part for part in parts if part.shape[-1]]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    return parts[0] if len(parts) == 1 else torch.cat([real(part) for part in parts], -1)
 
 
-def _pieces(lesson: Lesson) -> list[Lesson]:
-    """The batch axis in even parts, the same on every machine: results do not depend on the number of threads."""
+def _pieces(lesson: Lesson, most: int) -> list[Lesson]:
+    """The batch axis in even parts, the same on every machine: results do not depend on the number of threads.
+
+    Of at most `most` environment steps, where a sequence is not longer.
+    """
     if lesson.ended.device.type != "cpu":
         return [lesson]
     time, size = lesson.ended.shape
-    count = min(max(math.ceil(time * size / PIECE), min(2, time * size // 400)), size)
+    count = min(max(math.ceil(time * size / most), min(2, time * size // 400)), size)
     edges = [size * k // count for k in range(count + 1)]
     return [tree.index(lesson, (ALL, slice(*edges[k : k + 2]))) for k in range(count)]
 

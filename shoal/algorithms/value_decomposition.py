@@ -30,12 +30,15 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
-from shoal.nets.dense import AgentNet, flat
+from shoal.nets import together
+from shoal.nets.comm import Talk, Way
+from shoal.nets.conv import Block, Eyes, Kind, flat, real
+from shoal.nets.dense import AgentNet
 from shoal.nets.mixers import Joint, Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay
 from shoal.returns import mean_weights, n_step, outcome
-from shoal.types import Agents, Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
+from shoal.types import Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,16 @@ class Net:
     """One set of weights for all agents of a group instead of one each."""
     identity: bool = True
     """Tell agents that share weights apart by a number in their input."""
+    conv: Kind = "auto"
+    """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
+    comm: Way = "none"
+    """How agents talk before they act: none, mean (CommNet), attention (TarMAC), gated (after IC3Net)."""
+    message: int = 32
+    """Numbers in a message."""
+    rounds: int = 1
+    """Messages of each agent in each step."""
+    heads: int = 1
+    """Of attention."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +129,13 @@ class ValueDecomposition:
         self.length = config.sequence or (25 if config.net.memory else 1)
         generator = torch.Generator().manual_seed(seed)
         self.nets = {name: self._net(name, generator) for name in spec.groups}
+        self.eyes = self._eyes(generator)
         self.mixer, self.joint = self._mixer(generator), self._joint(generator)
-        learned = self.nets, self.mixer, self.joint
-        followers = self.target_nets, self.target_mixer, self.target_joint = copy.deepcopy(learned)
+        learned = self.nets, self.eyes, self.mixer, self.joint
+        followers = self.target_nets, self.target_eyes, self.target_mixer, self.target_joint = copy.deepcopy(learned)
         self.module, self.target = (
-            nn.ModuleDict({"agents": nn.ModuleDict(nets), "mixer": mixer, "joint": joint}).to(self.device)
-            for nets, mixer, joint in (learned, followers)
+            nn.ModuleDict({"agents": nn.ModuleDict(nets), "eyes": eyes, "mixer": mixer, "joint": joint}).to(self.device)
+            for nets, eyes, mixer, joint in (learned, followers)
         )
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
         self.target_vector = optim.flatten(self.target)[0]
@@ -132,27 +146,31 @@ class ValueDecomposition:
         group, net = self.spec.groups[name], self.config.net
         sizes = (group.obs_size, *net.hidden, group.action.size)
         return AgentNet(
-            group.num_agents, sizes, shared=net.shared, identity=net.identity, memory=net.memory, generator=generator
-        )
+            group.num_agents, sizes, shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
+            blocks=(Block(group.obs_shape),), conv=net.conv, talk=Talk(net.comm, net.message, net.rounds, net.heads),
+        )  # fmt: skip
+
+    def _eyes(self, generator: torch.Generator) -> Eyes:
+        """What the mixer and Q* see of the state: where it is everybody's pictures, their features."""
+        if self.spec.state_size or not self._reads_state:
+            return Eyes((Block((self.spec.state_size,)),), self.config.net.conv, 1, generator)
+        blocks = tuple(Block(g.obs_shape, g.num_agents) for g in self.spec.groups.values())
+        return Eyes(blocks, self.config.net.conv, 1, generator)
 
     def _mixer(self, generator: torch.Generator) -> nn.Module:
         if self.config.mixer == "monotonic":
-            return Monotonic(self.spec.num_agents, self._state_size, self.config.embed, self.config.hyper, generator)
+            return Monotonic(self.spec.num_agents, self.eyes.size, self.config.embed, self.config.hyper, generator)
         return Sum() if self.config.mixer == "sum" else nn.Identity()
 
     def _joint(self, generator: torch.Generator) -> nn.Module:
         if self.config.weight == 1:
             return nn.Identity()
         action_size = sum(g.num_agents * g.action.size for g in self.spec.groups.values())
-        return Joint(self._state_size + action_size, self.config.hyper, generator)
+        return Joint(self.eyes.size + action_size, self.config.hyper, generator)
 
     @property
     def _reads_state(self) -> bool:
         return self.config.mixer == "monotonic" or self.config.weight != 1
-
-    @property
-    def _state_size(self) -> int:
-        return self.spec.state_size or sum(g.num_agents * g.obs_size for g in self.spec.groups.values())
 
     # Playing
 
@@ -164,10 +182,11 @@ class ValueDecomposition:
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         view, memory = tree.to(view, self.device), tree.to(memory, self.device)
         epsilon, chosen, remembered = self.epsilon if explore else 0.0, {}, {}
+        nets = {name: self.nets[name] for name in view.obs}
+        q, after = together.step(nets, {n: flat(obs, 2) for n, obs in view.obs.items()}, memory, view.hears)
         for name in view.obs:
-            q, after = self.nets[name].step(flat(view.obs[name], 2), memory[name])
-            chosen[name] = self._choose(name, q, view.legal[name], epsilon).cpu()
-            remembered[name] = after.cpu()
+            chosen[name] = self._choose(name, q[name], view.legal[name], epsilon).cpu()
+            remembered[name] = after[name].cpu()
         if explore:
             self.env_steps += len(view.state)
         return chosen, remembered
@@ -199,6 +218,7 @@ class ValueDecomposition:
             generator=torch.Generator().manual_seed(self.seed),
             length=config.burn_in + self.length + config.n_step - 1,
             with_state=self._reads_state,
+            with_hears=config.net.comm != "none",
             memory=config.net.memory,
             priority=config.priority,
             correction=config.correction,
@@ -244,7 +264,7 @@ class ValueDecomposition:
             return memory
         ended = batch.ended[:steps]
         for name, agents in batch.groups.items():
-            after = nets[name].unroll(flat(agents.obs[:steps], 3), memory[name], ended)[1][-1]
+            after = nets[name].features(flat(agents.obs[:steps], 3), memory[name], ended)[1][-1]
             memory[name] = after * ~ended[-1].view(-1, 1, 1)
         return memory
 
@@ -254,12 +274,12 @@ class ValueDecomposition:
         For IQL `[time, batch, agent]`.
         """
         taken, following, chosen, next_chosen = [], [], [], []
+        q, next_q, target_q = self._q(batch, start, target_start)
         for name, agents in batch.groups.items():
             space = self.spec.groups[name].action
-            q, next_q, target_q = self._q(name, agents, batch.ended, start[name], target_start[name])
-            next_action = actions.greedy(space, next_q, agents.next_legal)
-            taken.append(_pick(q, agents.action) * agents.present)
-            following.append(_pick(target_q, next_action).masked_fill(agents.terminated, 0.0))
+            next_action = actions.greedy(space, next_q[name], agents.next_legal)
+            taken.append(_pick(q[name], agents.action) * agents.present)
+            following.append(_pick(target_q[name], next_action).masked_fill(agents.terminated, 0.0))
             if self.config.weight != 1:
                 chosen.append(actions.encode(space, agents.action) * agents.present.unsqueeze(-1))
                 next_chosen.append(actions.encode(space, next_action) * ~agents.terminated.unsqueeze(-1))
@@ -267,8 +287,10 @@ class ValueDecomposition:
         values = [value]
         if self.config.mixer != "none":
             state, next_state = self._states(batch)
+            state = _look(self.eyes, state)
             values = [self.mixer(value, state).unsqueeze(-1)]
             with torch.no_grad():
+                next_state = _look(self.target_eyes, next_state)
                 next_value = self.target_mixer(next_value, next_state).unsqueeze(-1)
             if self.config.weight != 1:
                 values.append(self.joint(state, _flat_cat(chosen)).unsqueeze(-1))
@@ -278,17 +300,20 @@ class ValueDecomposition:
         ended, next_value = batch.ended.unsqueeze(-1), self.norm.restore(next_value)
         return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step), present
 
-    def _q(
-        self, name: str, agents: Agents, ended: Tensor, start: Tensor, target_start: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _q(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[Groups, Groups, Groups]:
         """Values of the steps; and of their successors, without gradient, by which to choose and by which to judge."""
-        obs, next_obs = flat(agents.obs, 3), flat(agents.next_obs, 3)
-        net, target = self.nets[name], self.target_nets[name]
-        q, after = net.unroll(obs, start, ended)
+        obs = {name: flat(agents.obs, 3) for name, agents in batch.groups.items()}
+        next_obs = {name: flat(agents.next_obs, 3) for name, agents in batch.groups.items()}
+        ended, hears, next_hears = batch.ended, batch.hears, batch.next_hears
+        q, after = together.unroll(self.nets, obs, start, ended, hears)
         with torch.no_grad():
-            past = target.unroll(obs, target_start, ended) if target.memory else (q, after)  # of which nothing is used
-            target_q = target.foresee(next_obs, *past, ended)
-            next_q = net.foresee(next_obs, q, after, ended) if self.config.double else target_q
+            past = q, after  # without memory nothing of it is used
+            if self.config.net.memory:
+                past = together.unroll(self.target_nets, obs, target_start, ended, hears)
+            target_q = together.foresee(self.target_nets, next_obs, *past, ended, next_hears)
+            next_q = target_q
+            if self.config.double:
+                next_q = together.foresee(self.nets, next_obs, q, after, ended, next_hears)
         return q, next_q, target_q
 
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -296,7 +321,7 @@ class ValueDecomposition:
         if self.spec.state_size or not self._reads_state:
             return batch.state, batch.next_state
         groups = batch.groups.values()
-        return _flat_cat([a.obs for a in groups]), _flat_cat([a.next_obs for a in groups])
+        return _flat_cat([real(a.obs) for a in groups]), _flat_cat([real(a.next_obs) for a in groups])
 
     # Saving
 
@@ -329,14 +354,18 @@ def _check(spec: EnvSpec, config: Config) -> None:
         raise ShoalError("weight is for the value of a team: set mixer to monotonic or sum, or weight to 1")
     if not 0 <= config.weight <= 1:
         raise ShoalError(f"weight must be between 0 and 1, not {config.weight}")
-    if config.net.memory and not config.net.hidden:
-        raise ShoalError("a network with memory needs a hidden layer before it: set net.hidden to 64, say")
     if config.n_step < 1 or config.sequence < 0 or config.burn_in < 0:
         raise ShoalError("n_step must be at least 1, sequence and burn_in must not be negative")
 
 
 def _pick(q: Tensor, action: Tensor) -> Tensor:
     return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+
+def _look(eyes: Eyes, state: Tensor) -> Tensor:
+    """`[time, batch, columns]` as the mixer sees it."""
+    seen: Tensor = eyes(state.flatten(0, 1).unsqueeze(0))
+    return seen.view(*state.shape[:-1], -1)
 
 
 def _flat_cat(parts: list[Tensor]) -> Tensor:

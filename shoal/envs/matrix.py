@@ -4,7 +4,7 @@
     penalty         Claus & Boutilier 1998: 10 at two corners, k at the other two, 2 in the safe middle
     nonmonotonic    Rashid et al. 2020 (arXiv 2006.10800): 8, -12, 0; no monotonic mixer can represent it
     two_step        Rashid et al. 2018 (arXiv 1803.11485): the first player chooses game 2A (7 always) or 2B (up to 8)
-    prisoners, matching_pennies, stag_hunt    the textbook's, each player its own payoff
+    prisoners, matching_pennies, rock_paper_scissors, stag_hunt    the textbook's, each player its own payoff
     custom          any payoffs: [a1, a2, ...] for all players alike, or [player, a1, a2, ...]
 
 Common payoffs are paid to every player, so the best *per agent* return of climbing is 11 x 25 = 275, as published.
@@ -34,6 +34,7 @@ COMMON: dict[str, list[list[float]]] = {
 OWN: dict[str, list[list[list[float]]]] = {
     "prisoners": [[[-1, -3], [0, -2]], [[-1, 0], [-3, -2]]],  # cooperate, defect
     "matching_pennies": [[[1, -1], [-1, 1]], [[-1, 1], [1, -1]]],  # heads, tails; the first wins when equal
+    "rock_paper_scissors": [[[0, -1, 1], [1, 0, -1], [-1, 1, 0]], [[0, 1, -1], [-1, 0, 1], [1, -1, 0]]],
     "stag_hunt": [[[4, 1], [3, 2]], [[4, 3], [1, 2]]],  # stag, hare
 }
 TWO_STEP = [[[7, 7], [7, 7]], [[0, 1], [1, 8]]]  # games 2A and 2B
@@ -194,6 +195,10 @@ def matching_pennies(num_envs: int, *, max_steps: int = 25) -> MatrixGame:
     return MatrixGame(num_envs, np.asarray([OWN["matching_pennies"]], np.float32), max_steps)
 
 
+def rock_paper_scissors(num_envs: int, *, max_steps: int = 25) -> MatrixGame:
+    return MatrixGame(num_envs, np.asarray([OWN["rock_paper_scissors"]], np.float32), max_steps)
+
+
 def stag_hunt(num_envs: int, *, max_steps: int = 25) -> MatrixGame:
     return MatrixGame(num_envs, np.asarray([OWN["stag_hunt"]], np.float32), max_steps)
 
@@ -204,7 +209,17 @@ def custom(num_envs: int, *, payoffs: str = "", max_steps: int = 25) -> MatrixGa
 
 GAMES = {
     function.__name__: function
-    for function in (climbing, penalty, nonmonotonic, two_step, prisoners, matching_pennies, stag_hunt, custom)
+    for function in (
+        climbing,
+        penalty,
+        nonmonotonic,
+        two_step,
+        prisoners,
+        matching_pennies,
+        rock_paper_scissors,
+        stag_hunt,
+        custom,
+    )
 }
 
 

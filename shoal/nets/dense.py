@@ -1,4 +1,4 @@
-"""Multilayer perceptrons for many agents in one call: weights shared, or stacked and multiplied as a batch.
+"""Networks for many agents in one call: weights shared, or stacked and multiplied as a batch.
 
 A net can be called, and then gradients come from autograd; or `linearize` returns its output together with a
 `Pullback`, the chain rule written out. For networks of 64 units and batches of 64 the pullback takes half of
@@ -7,73 +7,18 @@ autograd's time: the products are small, and what costs is the number of operati
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
 from torch import Tensor, nn
 
+from shoal.nets.comm import Channel, Talk
+from shoal.nets.conv import Block, Eyes, Kind, real
 from shoal.nets.gru import Gru
+from shoal.nets.mlp import ALL, Mlp
+from shoal.types import ShoalError
 
-ALL = slice(None)
-
-
-def flat(obs: Tensor, lead: int) -> Tensor:
-    """`[*lead axes, *obs_shape] -> [*lead axes, features]` in float32."""
-    return obs.flatten(lead).to(torch.float32)
-
-
-class Mlp(nn.Module):
-    """`copies` perceptrons of the same sizes side by side: `[copies, batch, in] -> [copies, batch, out]`, ReLU between.
-
-    Weights and biases are drawn as `torch.nn.Linear` draws them (uniform, bound 1/sqrt(fan_in)), from `generator`.
-    """
-
-    def __init__(self, sizes: tuple[int, ...], copies: int, generator: torch.Generator) -> None:
-        super().__init__()
-        layers = []
-        for fan_in, fan_out in itertools.pairwise(sizes):
-            bound = 1.0 / math.sqrt(max(fan_in, 1))
-            draw = torch.rand((copies, fan_in + 1, fan_out), generator=generator).mul_(2 * bound).sub_(bound)
-            layers += [nn.Parameter(draw[:, :-1].clone()), nn.Parameter(draw[:, -1:].clone())]
-        self.stack = nn.ParameterList(layers)
-        self.layers = list(zip(layers[::2], layers[1::2], strict=True))  # a ParameterList is slow to read
-
-    def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
-        """Of all copies, or of `some` of them."""
-        return self.linearize(x, some)[0]
-
-    def linearize(self, x: Tensor, some: slice = ALL) -> tuple[Tensor, list[Tensor]]:
-        """The output and every layer's input, which `pull_weights` and `pull_input` need."""
-        layers = self.layers if some == ALL else [(weight[some], bias[some]) for weight, bias in self.layers]
-        inputs = [x]
-        for weight, bias in layers[:-1]:
-            inputs.append(torch.baddbmm(bias, inputs[-1], weight).relu_())
-        weight, bias = layers[-1]
-        return torch.baddbmm(bias, inputs[-1], weight), inputs
-
-    @torch.no_grad()
-    def pull_weights(self, inputs: list[Tensor], grad: Tensor) -> None:
-        """From the gradient of the output to the weights' `grad`, overwriting it."""
-        for k in reversed(range(len(inputs))):
-            weight, bias = self.layers[k]
-            torch.bmm(inputs[k].transpose(1, 2), grad, out=weight.grad)
-            torch.sum(grad, 1, keepdim=True, out=bias.grad)
-            if k:
-                grad = _through_relu(torch.bmm(grad, weight.transpose(1, 2)), inputs[k])
-
-    @torch.no_grad()
-    def pull_input(self, inputs: list[Tensor], grad: Tensor) -> Tensor:
-        """From the gradient of the output to that of the input."""
-        for k in reversed(range(len(inputs))):
-            grad = torch.bmm(grad, self.layers[k][0].transpose(1, 2))
-            if k:
-                grad = _through_relu(grad, inputs[k])
-        return grad
-
-
-def _through_relu(grad: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward.default(grad, output, 0.0)  # type: ignore[no-any-return]
+SILENT = Talk()
 
 
 @torch.no_grad()
@@ -81,13 +26,19 @@ def orthogonal(net: AgentNet, gain: float, generator: torch.Generator) -> None:
     """Draw all weights anew, orthogonal (Saxe et al. 2014, arXiv 1312.6120), with biases 0.
 
     Hidden layers have the gain sqrt(2), which keeps a ReLU layer's variance; a recurrent unit's matrices 1, each gate's
-    for itself; the last layer `gain`.
+    for itself; a channel's see there; the last layer `gain`.
     """
-    perceptrons = [*net.mlp.layers, *(net.head.layers if net.memory else [])]
+    for convolution in net.eyes.convs.values():
+        for weight, bias in convolution.layers:
+            bias.zero_()
+            for copy in weight:
+                nn.init.orthogonal_(copy, math.sqrt(2), generator=generator)
+    perceptrons = [*net.mlp.layers, *(net.head.layers if net.split else [])]
     for k, (weight, bias) in enumerate(perceptrons):
         bias.zero_()
         for copy in weight:
             nn.init.orthogonal_(copy, gain if k == len(perceptrons) - 1 else math.sqrt(2), generator=generator)
+    net.channel.orthogonal(generator)
     if net.memory:
         for weight, bias in net.gru.layers:
             bias.zero_()
@@ -115,7 +66,9 @@ class Pullback:
 class AgentNet(nn.Module):
     """One network per agent, or one for all: `[..., batch, agent, in] -> [ensemble, ..., batch, agent, out]`.
 
-    A perceptron; or, with memory, a perceptron, a gated recurrent unit and a linear layer.
+    A perceptron; or, with memory, a perceptron, a gated recurrent unit and a linear layer. Pictures among the inputs go
+    through convolutions first. Agents that talk do so before the last layer, with those of other groups too: their
+    networks are evaluated by `together`.
 
     Args:
         num_agents: length of the agent axis.
@@ -124,6 +77,9 @@ class AgentNet(nn.Module):
         identity: tell agents of shared weights apart by a one-hot number appended to the input.
         ensemble: independent networks for each agent (two critics, say); 1 with memory.
         memory: width of the recurrent unit; 0: none.
+        blocks: what the inputs are, in their order, where there may be pictures among them.
+        conv: kind of the convolutions.
+        talk: how agents communicate.
     """
 
     def __init__(
@@ -136,6 +92,9 @@ class AgentNet(nn.Module):
         identity: bool = True,
         ensemble: int = 1,
         memory: int = 0,
+        blocks: tuple[Block, ...] = (),
+        conv: Kind = "auto",
+        talk: Talk = SILENT,
     ) -> None:
         super().__init__()
         self.num_agents, self.shared, self.ensemble, self.size = num_agents, shared, ensemble, sizes[0]
@@ -143,69 +102,90 @@ class AgentNet(nn.Module):
         named = shared and identity and num_agents > 1
         self.identity: Tensor
         self.register_buffer("identity", torch.eye(num_agents) if named else torch.zeros(1, 0))
-        sizes = (sizes[0] + self.identity.shape[1], *sizes[1:])
         copies = ensemble * (1 if shared else num_agents)
-        if not memory:
-            self.mlp = Mlp(sizes, copies, generator)
-            return
-        self.mlp = Mlp(sizes[:-1], copies, generator)
-        self.gru = Gru(sizes[-2], memory, copies, generator)
-        self.head = Mlp((memory, sizes[-1]), copies, generator)
+        blocks = (*(blocks or (Block((sizes[0],)),)), Block((self.identity.shape[1],)))
+        self.eyes = Eyes(blocks, conv, copies, generator)
+        sizes = (self.eyes.size, *sizes[1:])
+        self.split = bool(memory) or talk.kind != "none"  # whether something comes before the last layer
+        if self.split and len(sizes) < 3:
+            what = "with memory" if memory else "that talks"
+            raise ShoalError(f"a network {what} needs a hidden layer before it: set net.hidden to 64, say")
+        self.mlp = Mlp(sizes[:-1] if self.split else sizes, copies, generator)
+        width = memory or sizes[-2]
+        if memory:
+            self.gru = Gru(sizes[-2], memory, copies, generator)
+        self.channel = Channel(talk, width, num_agents, shared, generator)
+        if self.split:
+            self.head = Mlp((width, sizes[-1]), copies, generator)
 
     def forward(self, x: Tensor, agents: slice = ALL) -> Tensor:
-        """Of all agents; or of those `agents` whose inputs are in `x`, where each has weights of its own."""
-        return self._outward(self.mlp(self._input_inward(x), agents), x.shape[:-1])
+        """Of all agents, or of those `agents` whose inputs are in `x`."""
+        return self._outward(self.mlp(self._seen(x, agents), self._copies(agents)), x.shape[:-1])
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """In play: `[batch, agent, in]` and memory `[batch, agent, width]` -> `[batch, agent, out]` and memory."""
-        if not self.memory:
-            return self(x)[0], memory
-        hidden = self.mlp(self._input_inward(x)).relu_()
-        keep = torch.ones(1, hidden.shape[1], dtype=torch.bool, device=x.device)
-        after = self.gru(hidden.unsqueeze(1), self._inward(memory.unsqueeze(0)), keep).squeeze(1)
-        return self._outward(self.head(after), x.shape[:-1])[0], self._outward(after, x.shape[:-1])[0]
+        going_on = torch.zeros(1, len(x), dtype=torch.bool, device=x.device)
+        out, after = self.unroll(x.unsqueeze(0), memory, going_on)
+        return out[0], after[0]
 
     def unroll(self, x: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> tuple[Tensor, Tensor]:
         """A sequence: `[time, batch, agent, in]` -> outputs and memory after each step, `[time, batch, agent, ...]`.
+
+        Of agents that do not talk.
 
         Args:
             memory: before the first step, `[batch, agent, width]`.
             ended: `[time, batch]` bool; the next step starts another episode, with memory 0.
             agents: see `forward`.
         """
+        assert not self.channel.rounds
+        features, after = self.features(x, memory, ended, agents)
+        return self.decide(features, agents), after
+
+    def features(self, x: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> tuple[Tensor, Tensor]:
+        """What comes before talking and the last layer, `[time, batch, agent, width]`, and memory as of `unroll`."""
+        if not self.split:
+            return x, memory.expand(len(x), *memory.shape)
+        some = self._copies(agents)
+        hidden = self.mlp(self._seen(x, agents), some).relu_()
         if not self.memory:
-            return self(x, agents)[0], memory.expand(len(x), *memory.shape)
-        time, rows = len(x), x.shape[1] * (self.num_agents if self.shared else 1)
-        hidden = self.mlp(self._input_inward(x), agents).relu_().unflatten(1, (time, rows))
+            return self._outward(hidden, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
         keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
         if self.shared:
-            keep = keep.repeat_interleave(self.num_agents, 1)
-        after = self.gru(hidden, self._inward(memory.unsqueeze(0)), keep, agents).flatten(1, 2)
-        return self._outward(self.head(after, agents), x.shape[:-1])[0], self._outward(after, x.shape[:-1])[0]
+            keep = keep.repeat_interleave(x.shape[2], 1)
+        after = self.gru(hidden.unflatten(1, keep.shape), self._inward(memory.unsqueeze(0)), keep, some)
+        after = self._outward(after.flatten(1, 2), x.shape[:-1])[0]
+        return after, after
 
-    def foresee(self, next_x: Tensor, out: Tensor, after: Tensor, ended: Tensor) -> Tensor:
-        """Outputs for the successors of the steps that `unroll` went through, `[time, batch, agent, out]`.
-
-        Each is the next step's output; except where that is another episode's, or there is none: computed anew there.
-        """
-        if not self.memory:
-            return self.step(next_x, after)[0]
-        anew = torch.cat([ended[:-1], torch.ones_like(ended[-1:])])
-        following = torch.cat([out[1:], out[-1:]])
-        following[anew] = self.step(next_x[anew], after[anew])[0]
-        return following
+    def decide(self, features: Tensor, agents: slice = ALL) -> Tensor:
+        """What comes after it: `[..., agent, width] -> [..., agent, out]`."""
+        if not self.split:
+            return self.forward(features, agents)[0]
+        out = self.head(self._rows(features), self._copies(agents))
+        return self._outward(out, features.shape[:-1])[0]
 
     @torch.no_grad()
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        """The output for `[batch, agent, in]`, and the chain rule through it; without memory only."""
+        """The output for `[batch, agent, in]`, and the chain rule through it; without memory and pictures only."""
         out, inputs = self.mlp.linearize(self._input_inward(x))
         return self._outward(out, x.shape[:-1]), Pullback(self, inputs)
 
     # Inward: from [..., agent, size] to [copies, rows, size]; outward: back
 
-    def _input_inward(self, x: Tensor) -> Tensor:
+    def _copies(self, agents: slice) -> slice:
+        """Whose weights these are."""
+        return ALL if self.shared else agents
+
+    def _seen(self, x: Tensor, agents: slice = ALL) -> Tensor:
+        inward: Tensor = self.eyes(self._input_inward(x, agents), self._copies(agents))
+        return inward
+
+    def _input_inward(self, x: Tensor, agents: slice = ALL) -> Tensor:
         if self.identity.shape[1]:
-            x = torch.cat([x, self.identity.expand(*x.shape[:-1], -1)], dim=-1)
+            x = torch.cat([real(x), self.identity[agents].expand(*x.shape[:-1], -1)], dim=-1)
+        return self._rows(x)
+
+    def _rows(self, x: Tensor) -> Tensor:
         if self.shared:
             x = x.reshape(1, -1, x.shape[-1])
             return x.expand(self.ensemble, -1, -1) if self.ensemble > 1 else x

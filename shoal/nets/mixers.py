@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shoal.nets.dense import Mlp
+from shoal.nets.mlp import Mlp
 
 
 class Sum(nn.Module):

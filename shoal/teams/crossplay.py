@@ -7,13 +7,14 @@ little, since a strong opponent lowers them.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.evaluate import evaluate
+from shoal.evaluate import Evaluation, evaluate
 from shoal.teams.team import by_agent, seat
 from shoal.types import Policy, VecEnv
 
@@ -64,6 +65,19 @@ class CrossPlay:
         return {"rows": self.sides[0], "columns": self.sides[1], "unit": unit, "cells": cells}
 
 
+def all_pairs(
+    rows: Sequence[Policy],
+    columns: Sequence[Policy],
+    join: Callable[[Policy, Policy], Policy],
+    env: VecEnv,
+    episodes: int,
+    seed: int,
+    explore: bool = False,
+) -> list[list[Evaluation]]:
+    """Every row against every column, from the same starts; `join(row, column)` is the policy that plays both."""
+    return [[evaluate(join(r, c), env, episodes, seed, explore=explore) for c in columns] for r in rows]
+
+
 def cross_play(
     players: dict[str, list[Policy]], env: VecEnv, sides: tuple[str, str], episodes: int, seed: int
 ) -> CrossPlay:
@@ -76,12 +90,15 @@ def cross_play(
         episodes: greedy episodes a pair.
     """
     members = [list(by_agent(env.spec, {side: side})) for side in sides]
+
+    def join(one: Policy, other: Policy) -> Policy:
+        return seat(env.spec, by_agent(env.spec, dict(zip(sides, (one, other), strict=True))))
+
+    def paid(result: Evaluation) -> list[float]:
+        return [float(np.mean([result.return_of(agent) for agent in agents])) for agents in members]
+
     returns = {}
     for row, column in itertools.product(players, players):
-        values = np.zeros((len(players[row]), len(players[column]), 2))
-        for (i, one), (j, other) in itertools.product(enumerate(players[row]), enumerate(players[column])):
-            team = seat(env.spec, by_agent(env.spec, dict(zip(sides, (one, other), strict=True))))
-            result = evaluate(team, env, episodes, seed)
-            values[i, j] = [np.mean([result.return_of(agent) for agent in agents]) for agents in members]
-        returns[row, column] = values
+        pairs = all_pairs(players[row], players[column], join, env, episodes, seed)
+        returns[row, column] = np.array([[paid(result) for result in line] for line in pairs])
     return CrossPlay(sides, list(players), returns)

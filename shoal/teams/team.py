@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeVar
@@ -16,9 +17,27 @@ from shoal.types import EnvSpec, Groups, GroupSpec, Policy, ShoalError, Stateful
 T = TypeVar("T")
 
 
-def part(view: View, groups: list[str]) -> View:
-    """What some groups are shown."""
-    return View({g: view.obs[g] for g in groups}, {g: view.legal[g] for g in groups}, view.state)
+def part(view: View, chosen: dict[str, list[int]]) -> View:
+    """What some agents are shown: columns of some groups. Those who are not among them they do not hear."""
+    hears = view.hears
+    if hears.shape[-1]:
+        first = dict(
+            zip(view.obs, itertools.accumulate((x.shape[1] for x in view.obs.values()), initial=0), strict=False)
+        )
+        places = [first[name] + column for name, columns in chosen.items() for column in columns]
+        if len(places) < hears.shape[-1]:
+            hears = hears[..., places] if hears.shape[1] == 1 else hears[:, places][..., places]
+    return View(columns_of(view.obs, chosen), columns_of(view.legal, chosen), view.state, hears)
+
+
+def columns_of(groups: Groups, chosen: dict[str, list[int]]) -> Groups:
+    """Columns of some groups; a whole group stays as it is."""
+    return {n: groups[n] if len(c) == groups[n].shape[1] else groups[n][:, c] for n, c in chosen.items()}
+
+
+def whole(view: View, groups: list[str]) -> dict[str, list[int]]:
+    """All columns of some groups."""
+    return {name: list(range(view.obs[name].shape[1])) for name in groups}
 
 
 def by_agent(spec: EnvSpec, named: dict[str, T]) -> dict[str, T]:
@@ -42,7 +61,9 @@ def without(spec: EnvSpec, agents: Collection[str]) -> EnvSpec:
     for name, group in spec.groups.items():
         if mine := tuple(agent for agent in group.agents if agent not in agents):
             groups[name] = replace(group, agents=mine)
-    return EnvSpec(groups, spec.state_size)
+    left = sum(group.num_agents for group in groups.values())
+    listeners, speakers = spec.hears
+    return EnvSpec(groups, spec.state_size, (min(listeners, left), min(speakers, left)))
 
 
 class Team:
@@ -74,7 +95,7 @@ class Team:
             if not groups:
                 continue
             mine = {g: memory[g] for g in groups}
-            chosen, remembered = policy.act(part(view, groups), mine, explore=explore)
+            chosen, remembered = policy.act(part(view, whole(view, groups)), mine, explore=explore)
             actions |= chosen
             following |= remembered
         return actions, following
@@ -117,11 +138,12 @@ class Seats:
         return {self.name: memory}
 
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
-        obs, legal, before = view.obs[self.name], view.legal[self.name], memory[self.name]
+        obs, before = view.obs[self.name], memory[self.name]
         chosen, after = action_spaces.empty(self.group.action, tuple(obs.shape[:2])), before.clone()
         for (policy, sees, mine, places), width in zip(self.seats, self.widths, strict=True):
-            shown = View({self.name: obs[:, sees]}, {self.name: legal[:, sees]}, view.state)
-            actions, remembered = policy.act(shown, {self.name: before[:, sees, width]}, explore=explore)
+            actions, remembered = policy.act(
+                part(view, {self.name: sees}), {self.name: before[:, sees, width]}, explore=explore
+            )
             chosen[:, places] = actions[self.name][:, mine]
             after[:, sees, width] = remembered[self.name]
         return {self.name: chosen}, {self.name: after}
@@ -177,20 +199,9 @@ class Against:
         self.start = self.memory = self.team.initial_memory(self.num_envs)
         self.theirs = View({}, {}, torch.zeros(0))
 
-    def _mine(self, groups: Groups) -> Groups:
-        """The learner's agents' columns."""
-        whole = self.env.spec.groups
-        return {
-            name: groups[name] if len(columns) == whole[name].num_agents else groups[name][:, columns]
-            for name, columns in self.columns.items()
-        }
-
-    def _part(self, view: View) -> View:
-        return View(self._mine(view.obs), self._mine(view.legal), view.state)
-
     def _remember(self, view: View) -> View:
-        self.theirs = part(view, list(self.team.members))
-        return self._part(view)
+        self.theirs = part(view, whole(view, list(self.team.members)))
+        return part(view, self.columns)
 
     def reset(self, seed: int | None = None) -> View:
         self.start = self.team.initial_memory(self.num_envs)
@@ -211,22 +222,24 @@ class Against:
         for group, memory in self.memory.items():
             if memory.shape[-1]:
                 memory[step.ended] = self.start[group][step.ended]
-        reward, terminated, alive = (self._mine(x) for x in (step.reward, step.terminated, step.alive))
-        view, successor = self._remember(step.view), self._part(step.successor)
-        return Step(view, successor, reward, terminated, alive, step.ended)
+        reward, terminated, alive = (columns_of(x, self.columns) for x in (step.reward, step.terminated, step.alive))
+        view, successor = self._remember(step.view), part(step.successor, self.columns)
+        return Step(view, successor, reward, terminated, alive, step.ended, step.lost)
 
     def render(self, index: int = 0) -> object:
         return self.env.render(index)  # type: ignore[attr-defined]
 
     def state_dict(self) -> Tree:
-        env = self.env.state_dict() if isinstance(self.env, Stateful) else None
-        shown = {"obs": self.theirs.obs, "legal": self.theirs.legal, "state": self.theirs.state}
+        """Nothing where the environment cannot say where it is."""
+        if not isinstance(self.env, Stateful):
+            return {}
+        theirs = self.theirs
+        shown = {"obs": theirs.obs, "legal": theirs.legal, "state": theirs.state, "hears": theirs.hears}
         draws = [script.generator.get_state() for script in self.scripts]
-        return {"env": env, "memory": self.memory, "shown": shown, "draws": draws}
+        return {"env": self.env.state_dict(), "memory": self.memory, "shown": shown, "draws": draws}
 
     def load_state_dict(self, state: Tree) -> None:
-        if state["env"] is None or not isinstance(self.env, Stateful):
-            self._remember(self.env.reset())
+        if not state or not isinstance(self.env, Stateful):
             return
         self.env.load_state_dict(state["env"])
         self.memory = tree.map(torch.clone, state["memory"])

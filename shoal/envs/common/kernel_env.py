@@ -36,6 +36,8 @@ class Buffers(NamedTuple):
     alive: NDArray[np.bool_]  # [env, agent]; true unless the kernel says otherwise
     ended: NDArray[np.bool_]  # [env]
     steps: NDArray[np.int64]  # [env], since the episode began: the kernel's to count
+    hears: NDArray[np.bool_]  # [env, listener or 1, speaker]; width 0 where all hear all
+    next_hears: NDArray[np.bool_]
 
 
 def compiled_kernel(function: Callable[..., None]) -> Kernel:
@@ -59,6 +61,7 @@ class KernelEnv:
             random streams (see `pcg64`), of which that of environment i is seeded with `seed + i`.
         group: the agents.
         state_size: width of the global state.
+        hears: axes of `View.hears`, see `EnvSpec`.
         draw: `draw(params, world, index) -> uint8 [height, width, 3]`.
         threads: 0 chooses by the number of environments.
         least: environments that make a thread worth waking.
@@ -75,13 +78,14 @@ class KernelEnv:
         *,
         draw: Callable[[Any, Any, int], Pixels],
         state_size: int = 0,
+        hears: tuple[int, int] = (0, 0),
         threads: int = 0,
         least: int = 256,
     ) -> None:
         assert isinstance(group.action, Discrete)
         self.kernel, self.params, self.world, self.draw = kernel, params, world, draw
         self.num_envs, self.name, self.size = num_envs, name, group.action.size
-        self.spec = EnvSpec({name: group}, state_size)
+        self.spec = EnvSpec({name: group}, state_size, hears)
         self.shares = Shares(num_envs, threads, least)
         lead, legal = (num_envs, group.num_agents), group.action.size if group.masked else 0
         self.buffers = Buffers(
@@ -96,11 +100,13 @@ class KernelEnv:
             alive=np.ones(lead, np.bool_),
             ended=np.zeros(num_envs, np.bool_),
             steps=np.zeros(num_envs, np.int64),
+            hears=np.zeros((num_envs, *hears), np.bool_),
+            next_hears=np.zeros((num_envs, *hears), np.bool_),
         )
         b = {field: torch.from_numpy(array) for field, array in self.buffers._asdict().items()}
         obs, next_obs = (b[field].view(*lead, *group.obs_shape) for field in ("obs", "next_obs"))
-        self._view = View({name: obs}, {name: b["legal"]}, b["state"])
-        successor = View({name: next_obs}, {name: b["next_legal"]}, b["next_state"])
+        self._view = View({name: obs}, {name: b["legal"]}, b["state"], b["hears"])
+        successor = View({name: next_obs}, {name: b["next_legal"]}, b["next_state"], b["next_hears"])
         self._step = Step(
             self._view, successor, {name: b["reward"]}, {name: b["terminated"]}, {name: b["alive"]}, b["ended"]
         )
@@ -132,7 +138,8 @@ class KernelEnv:
         return self.draw(self.params, self.world, index)
 
     def state_dict(self) -> Tree:
-        arrays = {**self.world._asdict(), **{n: getattr(self.buffers, n) for n in ("obs", "state", "legal", "steps")}}
+        shown = {n: getattr(self.buffers, n) for n in ("obs", "state", "legal", "steps", "hears")}
+        arrays = {**self.world._asdict(), **shown}
         saved = {name: torch.from_numpy(_signed(array)) for name, array in arrays.items()}
         return {**saved, "seeded": self.seeded}
 

@@ -238,7 +238,7 @@ class SerialEnvs:
         return isinstance(self.forms[0], Turns)
 
     def _error(self, index: int, what: object) -> ShoalError:
-        return ShoalError(f"{self.name}, environment {index}, step {len(self.history[index])}: {what}")
+        return ShoalError(f"{self.name}, environment {self.first + index}, step {len(self.history[index])}: {what}")
 
     def _show(self, index: int, shown: Shown, into: Canvas, strict: bool) -> None:
         """Write what one environment shows: zeros for agents that are not there or see nothing.
@@ -276,11 +276,15 @@ class SerialEnvs:
     def _start(self, index: int) -> None:
         self.episode[index] += 1
         self.history[index] = []
-        seed = np.random.SeedSequence([self.seed, self.first + index, self.episode[index]]).generate_state(1)[0]
         try:
-            self._show(index, self.forms[index].reset(int(seed) % 2**31), self.now, strict=True)
+            self._show(index, self.forms[index].reset(self.episode_seed(index)), self.now, strict=True)
         except ShoalError as error:
             raise self._error(index, error) from error
+
+    def episode_seed(self, index: int) -> int:
+        """What the current episode of an environment was reset with."""
+        numbers = [self.seed, self.first + index, self.episode[index]]
+        return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
 
     def reset(self, seed: int | None = None) -> View:
         """Start every environment anew; without a seed with the seeds of the next episodes."""

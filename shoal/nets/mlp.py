@@ -1,0 +1,80 @@
+"""Perceptrons side by side, multiplied as a batch, and the chain rule through them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+ALL = slice(None)
+
+
+class Mlp(nn.Module):
+    """`copies` perceptrons of the same sizes side by side: `[copies, batch, in] -> [copies, batch, out]`, ReLU between.
+
+    Weights and biases are drawn as `torch.nn.Linear` draws them (uniform, bound 1/sqrt(fan_in)), from `generator`.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], copies: int, generator: torch.Generator) -> None:
+        super().__init__()
+        layers = []
+        for fan_in, fan_out in itertools.pairwise(sizes):
+            bound = 1.0 / math.sqrt(max(fan_in, 1))
+            draw = torch.rand((copies, fan_in + 1, fan_out), generator=generator).mul_(2 * bound).sub_(bound)
+            layers += [nn.Parameter(draw[:, :-1].clone()), nn.Parameter(draw[:, -1:].clone())]
+        self.stack = nn.ParameterList(layers)
+        self.layers = list(zip(layers[::2], layers[1::2], strict=True))  # a ParameterList is slow to read
+
+    def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
+        """Of all copies, or of `some` of them."""
+        return self.linearize(x, some)[0]
+
+    def linearize(self, x: Tensor, some: slice = ALL) -> tuple[Tensor, list[Tensor]]:
+        """The output and every layer's input, which `pull_weights` and `pull_input` need."""
+        layers = self.layers if some == ALL else [(weight[some], bias[some]) for weight, bias in self.layers]
+        inputs = [x]
+        for weight, bias in layers[:-1]:
+            inputs.append(torch.baddbmm(bias, inputs[-1], weight).relu_())
+        weight, bias = layers[-1]
+        return torch.baddbmm(bias, inputs[-1], weight), inputs
+
+    @torch.no_grad()
+    def pull_weights(self, inputs: list[Tensor], grad: Tensor) -> None:
+        """From the gradient of the output to the weights' `grad`, overwriting it."""
+        for k in reversed(range(len(inputs))):
+            weight, bias = self.layers[k]
+            torch.bmm(inputs[k].transpose(1, 2), grad, out=weight.grad)
+            torch.sum(grad, 1, keepdim=True, out=bias.grad)
+            if k:
+                grad = _through_relu(torch.bmm(grad, weight.transpose(1, 2)), inputs[k])
+
+    @torch.no_grad()
+    def pull_input(self, inputs: list[Tensor], grad: Tensor) -> Tensor:
+        """From the gradient of the output to that of the input."""
+        for k in reversed(range(len(inputs))):
+            grad = torch.bmm(grad, self.layers[k][0].transpose(1, 2))
+            if k:
+                grad = _through_relu(grad, inputs[k])
+        return grad
+
+
+def _through_relu(grad: Tensor, output: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward.default(grad, output, 0.0)  # type: ignore[no-any-return]
+
+
+class Each(nn.Module):
+    """A perceptron for each agent, or one for all: `[..., agent, in] -> [..., agent, out]`."""
+
+    def __init__(self, sizes: tuple[int, ...], num_agents: int, shared: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shared = shared
+        self.mlp = Mlp(sizes, 1 if shared else num_agents, generator)
+
+    def forward(self, x: Tensor, agents: slice = ALL) -> Tensor:
+        """Of all agents, or of those `agents` whose inputs are in `x`."""
+        if self.shared:
+            return self.mlp(x.reshape(1, -1, x.shape[-1])).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        out = self.mlp(x.flatten(0, -3).transpose(0, 1), agents)
+        return out.transpose(0, 1).unflatten(0, x.shape[:-2])  # type: ignore[no-any-return]
