@@ -133,6 +133,24 @@ TASKS["ippo", CONNECT_FOUR] = {
     "eval_episodes": 16,
 }
 
+# Alone, self-play goes round in circles: entropy pulls it inwards, and what is left is small steps at its end
+TASKS["ippo", "openspiel/kuhn_poker"] = {
+    "num_envs": 256,
+    "total_steps": 600_000,
+    "anneal_steps": 600_000,
+    "batch_steps": 8192,
+    "epochs": 4,
+    "minibatches": 4,
+    "lr": 1e-3,
+    "lr_end": 0.03,
+    "critic_lr": 3e-3,
+    "entropy": 0.2,
+    "entropy_end": 0.6,
+    "gamma": 1.0,
+    "lam": 1.0,
+    "normalise_advantage": False,
+}
+
 WAREHOUSE = {  # tried for 2.4 million steps only, where deliveries had begun to rise
     "num_envs": 128,
     "total_steps": 20_000_000,

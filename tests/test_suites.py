@@ -211,6 +211,19 @@ def test_magent_teams_and_deaths() -> None:
     assert deaths
 
 
+def test_magent_goes_on_when_a_kind_has_died_out() -> None:
+    env: Any = shoal.make("magent/tiger_deer", 1)
+    env.reset(0)
+    idle = {n: torch.zeros(1, g.num_agents, dtype=torch.int64) for n, g in env.spec.groups.items()}
+    ends = []
+    for _ in range(105):  # tigers starve, which ends the game
+        step = env.step(idle)
+        if step.ended:
+            ends.append(step.terminated["tiger"].all() and step.successor.state.any())
+    assert ends
+    assert all(ends)
+
+
 # The Python packages of LBF and RWARE
 
 
@@ -369,3 +382,20 @@ def test_a_game_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
     picture = env.render()
     assert picture.shape == (480, 480, 3)
     assert picture.std() > 0
+
+
+def test_the_tables_rows_are_written_and_read_again(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "docs"))
+    import environments_table as table
+
+    page = tmp_path / "all.md"
+    page.write_text(f"before\n{table.BEGIN}\n{table.END}\nafter\n")
+    monkeypatch.setattr(table, "PAGE", page)
+    monkeypatch.setattr(table, "everything", lambda: ["matrix/climbing", "mamujoco/Humanoid-9|8", "no/such"])
+    assert table.missing() == table.everything()
+    table.write({name: table.line(name, row) for name, row in table.tried(["matrix/climbing", "no/such"])})
+    assert table.missing() == ["mamujoco/Humanoid-9|8"]
+    text = page.read_text()
+    assert "| `matrix/climbing` | player 2 | 1 | 3 choices | no | 1 | works |" in text
+    assert "making it: ShoalError: there is no suite" in text
+    assert text.endswith("after\n")
