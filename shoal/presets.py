@@ -68,6 +68,17 @@ REMEMBER = {
     "batch_steps": 640,
     "entropy": 0.03,
 }
+HUNT = {
+    "num_envs": 64,
+    "total_steps": 300_000,
+    "batch_steps": 2560,
+    "epochs": 5,
+    "minibatches": 2,
+    "lr": 2e-3,
+    "critic_lr": 2e-3,
+    "entropy": 0.02,
+}
+TASKS["mappo", "comm/predator_prey-easy"] = HUNT
 ROUNDS = {"num_envs": 16, "total_steps": 60_000, "batch_steps": 400}
 for _algorithm in POLICIES:
     TASKS[_algorithm, "memory/recall"] = REMEMBER
