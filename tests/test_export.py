@@ -149,9 +149,7 @@ def test_an_agent_alone_does_what_it_does_in_the_batch(case: str, tmp_path: Path
     for name, group in policy.spec.groups.items():
         assert found[name]["compared"] == (ENVS * STEPS + 1 + 3 * STEPS) * group.num_agents
         assert found[name]["largest_difference"] < 1e-5
-    assert b"/" + Path(export.__file__).parent.name.encode() + b"/" not in b"".join(
-        path.read_bytes() for path in tmp_path.glob("*.onnx")
-    ), "a file says where it was made"
+    assert not any(b".py" in path.read_bytes() for path in tmp_path.iterdir()), "a file says where it was made"
 
 
 class Traced:
@@ -244,12 +242,8 @@ def test_a_run_is_exported_and_played_without_torch(
     assert cli.main(["export", str(run), "--out", str(out)]) == 0
     assert "same actions" in capsys.readouterr().out
     about = json.loads((out / "policy.json").read_text())
-    assert (about["format"], about["algorithm"], about["env"], about["checkpoint"]) == (
-        1,
-        "mappo",
-        "mpe/simple_spread",
-        "best",
-    )
+    assert about["format"] == 1
+    assert (about["algorithm"], about["env"], about["checkpoint"]) == ("mappo", "mpe/simple_spread", "best")
     assert about["env_steps"] == checkpoint.step(run / "checkpoint", "best")
     assert about["versions"]["onnx"]
     group = about["groups"]["agent"]

@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> int:
     for name, group in about["groups"].items():
         checked, size = about["check"][name], (options.out / group["file"]).stat().st_size / 1024
         memory = f", memory {group['memory']}" if group["memory"] else ""
-        talk = f", messages of {group['message']} in {group['rounds']} rounds" if group["rounds"] else ""
-        print(f"  {group['file']:<20} {len(group['agents'])} agents{memory}{talk}, {size:.0f} KiB")
+        talk = f", messages of {group['message']}, rounds {group['rounds']}" if group["rounds"] else ""
+        print(f"  {group['file']:<20} plays {', '.join(group['agents'])}{memory}{talk}, {size:.0f} KiB")
         print(
             f"  {'':<20} {checked['compared']:,} random and played observations: ONNX Runtime chose the same actions,"
         )
