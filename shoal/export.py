@@ -55,6 +55,8 @@ TOLERANCE = 1e-5
 """By which numbers of file and policy may differ, absolutely and relatively."""
 ENVS, STEPS = 8, 32
 """Environments and steps in which a policy is played to compare it with its files; and as many random views."""
+LARGEST = 2**24
+"""Numbers in the random views, at most: with large pictures there are fewer."""
 
 Learner = PPO | ValueDecomposition | DDPG
 Array = NDArray[Any]
@@ -497,12 +499,11 @@ def check(policy: Algorithm, env: VecEnv, folder: Path, groups: Tree) -> Tree:
     Raises:
         ShoalError: they differ.
     """
-    result = {}
     generator = torch.Generator().manual_seed(0)
     everybody = [(player, _sessions(player, folder, groups)) for player in players(policy)]
     compared: dict[str, list[Any]] = {name: [0, 0.0] for _, sessions in everybody for name in sessions}
     for player, sessions in everybody:
-        for count in (ENVS * STEPS, 1):  # one row is a batch too
+        for count in (max(min(LARGEST // _size(player), ENVS * STEPS), 1), 1):  # one is a batch too
             _compare(player, sessions, *_random_view(player, count, generator), compared)
     view, memory = env.reset(0), policy.initial_memory(env.num_envs)
     start = {name: rows.clone() for name, rows in memory.items()}
@@ -515,9 +516,7 @@ def check(policy: Algorithm, env: VecEnv, folder: Path, groups: Tree) -> Tree:
         view = step.view
         for name, rows in memory.items():
             rows[step.ended] = start[name][step.ended]
-    for name, (count, difference) in compared.items():
-        result[name] = {"compared": count, "largest_difference": difference}
-    return result
+    return {name: {"compared": count, "largest_difference": largest} for name, (count, largest) in compared.items()}
 
 
 def _sessions(player: Player, folder: Path, groups: Tree) -> dict[str, Any]:
@@ -526,6 +525,13 @@ def _sessions(player: Player, folder: Path, groups: Tree) -> dict[str, Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return {n: onnxruntime.InferenceSession(str(folder / groups[n]["file"]), options) for n in player.spec.groups}
+
+
+def _size(player: Player) -> int:
+    """Numbers that the agents of one environment are shown, and told."""
+    spec = player.spec
+    told = (net.channel.rounds * spec.num_agents * net.channel.size for net in player.nets.values())
+    return sum(g.num_agents * (g.obs_size + t) for g, t in zip(spec.groups.values(), told, strict=True))
 
 
 def _random_view(player: Player, count: int, generator: torch.Generator) -> tuple[View, Groups]:
@@ -564,16 +570,17 @@ def ask(player: Player, sessions: dict[str, Any], view: View, memory: Groups) ->
             answers[name] = dict(zip(outputs, session.run(outputs, asked[name]), strict=True))
         if k < rounds:
             said = np.concatenate(
-                [x["message"][:, k].reshape(count, -1, x["message"].shape[2]) for x in answers.values()], 1
+                [x["message"].reshape(count, -1, *x["message"].shape[1:]) for x in answers.values()], 1
             )
             for name, group in groups.items():
-                asked[name]["messages"][:, k] = said.repeat(group.num_agents, 0)
+                asked[name]["messages"][:, k] = said[:, :, k].repeat(group.num_agents, 0)
     return answers
 
 
 def _compare(
     player: Player, sessions: dict[str, Any], view: View, memory: Groups, compared: dict[str, list[Any]]
 ) -> None:
+    """Adds to what was `compared` of each group: agents' steps, and the largest difference."""
     found = ask(player, sessions, view, memory)
     outputs, after = player.outputs(view, memory)
     chosen, _ = player.policy.act(view, memory, explore=False)
@@ -582,9 +589,8 @@ def _compare(
         pairs = {"next_memory": after[name].flatten(0, 1)} if "next_memory" in answer else {}
         if isinstance(group.action, Discrete):
             pairs["logits"] = actions.mask_logits(out, view.legal[name].flatten(0, 1))
-            ours, theirs = (
-                pairs["logits"].gather(1, a.unsqueeze(1)) for a in (action, torch.from_numpy(answer["action"]))
-            )
+            both = torch.stack([action, torch.from_numpy(answer["action"])], 1)
+            ours, theirs = pairs["logits"].gather(1, both).unbind(1)
             wrong = int((ours - theirs > TOLERANCE * (1 + ours.abs())).sum())
             if wrong:
                 raise ShoalError(f"the file of {name} chooses other actions than the policy, {wrong} of {len(ours)}")

@@ -30,12 +30,11 @@ def main(arguments: list[str]) -> int:
     print(f"{about['algorithm']} on {about['env']}, {about['checkpoint']} checkpoint, {about['env_steps']:,} steps")
     for name, group in about["groups"].items():
         checked, size = about["check"][name], (options.out / group["file"]).stat().st_size / 1024
-        memory = f", memory {group['memory']}" if group["memory"] else ""
-        talk = f", messages of {group['message']}, rounds {group['rounds']}" if group["rounds"] else ""
-        print(f"  {group['file']:<20} plays {', '.join(group['agents'])}{memory}{talk}, {size:.0f} KiB")
-        print(
-            f"  {'':<20} {checked['compared']:,} random and played observations: ONNX Runtime chose the same actions,"
-        )
-        print(f"  {'':<20} numbers differ by {checked['largest_difference']:.1g} at most (allowed {TOLERANCE:g})")
+        facts = [f"agents: {len(group['agents'])}", f"{size:.0f} KiB"]
+        facts += [f"memory {group['memory']}"] if group["memory"] else []
+        facts += [f"messages of {group['message']} in rounds: {group['rounds']}"] if group["rounds"] else []
+        print(f"  {group['file']}   {', '.join(facts)}")
+        print(f"    {checked['compared']:,} random and played observations: ONNX Runtime chose the same actions,")
+        print(f"    numbers differ by {checked['largest_difference']:.1g} at most (allowed {TOLERANCE:g})")
     print(f"wrote {options.out / FILE}")
     return 0
