@@ -25,6 +25,8 @@ from shoal.nets.comm import Way
 from shoal.teams.league import League
 from shoal.types import Action, Algorithm, Box, Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, View
 
+for package in export.PACKAGES:
+    pytest.importorskip(package)
 FOUR = Discrete(4)
 EXAMPLE = Path(__file__).parent.parent / "examples" / "run_exported.py"
 example: Any = runpy.run_path(str(EXAMPLE))
@@ -238,6 +240,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_exported_and_played_without_torch(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("mpe2")
     out = tmp_path / "deep" / "files"
     assert cli.main(["export", str(run), "--out", str(out)]) == 0
     assert "same actions" in capsys.readouterr().out
@@ -315,11 +318,17 @@ def test_each_side_of_a_league_is_exported(tmp_path: Path) -> None:
     assert [list(players(two)[k].spec.groups) for k in range(2)] == [["runner_0"], ["runner_1"]]
 
 
-def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_exported_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ShoalError, match="hierarchy cannot be exported: its managers see"):
         players(shoal.build("feudal", spec()))
     with pytest.raises(ShoalError, match="only the networks of shoal's own"):
         players(type("Own", (), {"spec": spec()})())
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(ShoalError, match=r"onnxruntime cannot be imported .*: pip install 'shoal\[export\]'"):
+            export.export(run, tmp_path / "new")
     (tmp_path / "file").write_text("precious")
     assert cli.main(["export", str(run), "--out", str(tmp_path)]) == 2
     assert "is there already" in capsys.readouterr().err
