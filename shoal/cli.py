@@ -31,6 +31,7 @@ USAGE = """shoal: many agents learning together
   shoal train --resume DIR                continue exactly where a run stopped
   shoal eval DIR                          greedy episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
+  shoal export DIR --out DIR              ONNX files that run the agents without shoal and torch
   shoal crossplay DIR...                  every run's one side against every run's other side
   shoal league DIR                        standings of a self-play run: Elo, and everybody against everybody
   shoal nashconv DIR                      how far a trained run is from a Nash equilibrium of its game
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         "compare": functools.partial(_elsewhere, "compare"),
         "benchmark": functools.partial(_elsewhere, "benchmark"),
         "sweep": functools.partial(_elsewhere, "sweep"),
+        "export": functools.partial(_elsewhere, "export"),
         "check": _check,
         "list": _list,
     }

@@ -21,6 +21,7 @@ LAYERS = [
         "config",
         "presets",
         "experiment",
+        "export",
         "teams",
         "stats",
         "jobs",

@@ -86,6 +86,7 @@ class VmasEnvs:
             )
             for k, (agent, space) in enumerate(zip(self.names, self.env.action_space, strict=True))
         ]
+        self.adapters = dict(zip(self.names, adapters, strict=True))
         groups = group_agents(adapters)
         self.spec = EnvSpec(groups)
         self.columns = {g: [self.names.index(agent) for agent in group.agents] for g, group in groups.items()}
