@@ -125,6 +125,7 @@ TASKS["iql", CONNECT_FOUR] = {
     "gamma": 0.95,
     "target_every": 50,
     "net.hidden": (128, 128),
+    "net.conv": "none",  # measured so
     "net.identity": False,
     "eval_episodes": 16,
 }
@@ -141,6 +142,7 @@ TASKS["ippo", CONNECT_FOUR] = {
     "entropy": 0.1,
     "gamma": 0.95,
     "net.hidden": (128, 128),
+    "net.conv": "none",  # measured so
     "eval_episodes": 16,
 }
 
