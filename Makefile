@@ -28,7 +28,7 @@ demo: $(VENV)/core  ## train MAPPO on mpe/simple_spread (about two minutes), eva
 test: $(VENV)/full  ## the fast test suite
 	$(BIN)/pytest -n 2
 
-test-slow: $(VENV)/full  ## the learning results (ten to thirty minutes)
+test-slow: $(VENV)/full  ## the learning results, and failures of workers (half an hour and more)
 	$(BIN)/pytest -m slow -n 2
 
 check: $(VENV)/full  ## format, lint, types, layers
