@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -94,6 +94,9 @@ class EnvSpec:
         return sum(group.num_agents for group in self.groups.values())
 
 
+NEVER = torch.zeros(0, dtype=torch.bool)
+
+
 @dataclass
 class View:
     """What is shown at one instant, of all environments."""
@@ -104,12 +107,13 @@ class View:
     """`[env, agent, size]` bool where the group is masked, else `[env, agent, 0]`."""
     state: Tensor
     """`[env, state_size]` float32."""
-    hears: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.bool))
+    hears: Tensor = NEVER
     """`[env, listener or 1, speaker]` bool over the agents of all groups in turn: whose messages an agent can hear, if
     agents talk (`EnvSpec.hears`). Nobody hears one that is not there."""
 
-
-NEVER = torch.zeros(0, dtype=torch.bool)
+    def __post_init__(self) -> None:
+        if not len(self.hears):  # everybody hears everybody
+            self.hears = self.state.new_zeros(*self.state.shape[:-1], 0, 0, dtype=torch.bool)
 
 
 @dataclass

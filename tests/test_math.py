@@ -91,7 +91,7 @@ def test_encode() -> None:
 
 def test_tree_keeps_structure_and_order() -> None:
     agents = Agents(*[torch.full((2, 3), float(i)) for i in range(10)])
-    batch = Batch({"a": agents}, torch.zeros(2), torch.zeros(2), torch.zeros(2))
+    batch = Batch({"a": agents}, *[torch.zeros(2) for _ in range(5)])
     doubled = tree.map(lambda x: 2 * x, batch)
     assert isinstance(doubled.groups["a"], Agents)
     assert doubled.groups["a"].reward[0, 0] == 8.0

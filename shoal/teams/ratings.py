@@ -197,7 +197,7 @@ def strategies(league: League, side: Side, env: VecEnv) -> dict[int, list[float]
         return {}
     state = view.state[:, : side.learner.spec.state_size]
     start = View({name: obs[:1]}, {name: legal[:1]}, state[:1])
-    shown = tree.map(lambda x: x.expand(DRAWS, *x.shape[1:]) if len(x) else x, start)
+    shown = tree.map(lambda x: x.expand(DRAWS, *x.shape[1:]), start)
     return {
         member.step: _shares(league.revive(side, member, k), shown, name, group.action.size)
         for k, member in enumerate(league.versions(side))
