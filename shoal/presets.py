@@ -94,12 +94,14 @@ for _algorithm in POLICIES:
 # Tried for the first million steps only: 0.89 of 1 per team in 8x8-2p-2f-coop while exploring (mappo, no identity)
 FORAGING = {
     "num_envs": 128,
-    "total_steps": 5_000_000,
-    "anneal_steps": 5_000_000,
+    "total_steps": 6_000_000,
+    "anneal_steps": 6_000_000,
     "batch_steps": 6400,
     "minibatches": 2,
     "lr": 1e-3,
     "critic_lr": 1e-3,
+    "lr_end": 0.2,  # there is still to learn when entropy has gone: whoever waits alone must not wait for ever
+    "entropy": 0.02,
     "net.identity": True,  # players that are alike wait for each other, each beside food of its own
 }
 # Not tried: those of the cooperative particle worlds
@@ -164,7 +166,7 @@ TASKS["ippo", "openspiel/kuhn_poker"] = {
     "normalise_advantage": False,
 }
 
-WAREHOUSE = {  # tried for 2.4 million steps only, where deliveries had begun to rise
+WAREHOUSE = {
     "num_envs": 128,
     "total_steps": 20_000_000,
     "batch_steps": 16384,
