@@ -180,6 +180,15 @@ WAREHOUSE = {
 for _size in ("tiny-2ag", "tiny-4ag", "small-4ag"):
     for _algorithm in ("ippo", "mappo"):
         TASKS[_algorithm, f"rware/rware-{_size}"] = WAREHOUSE
+TASKS["feudal", "sparse/expedition"] = {
+    "num_envs": 64,
+    "total_steps": 800_000,
+    "k": 20,
+    "goal_bins": 3,
+    "manager_options": ("entropy=0.02", "lr=2e-3", "critic_lr=2e-3"),
+    "worker_options": ("lr=1e-3", "critic_lr=1e-3"),
+}
+
 # Players that mix: rounds are independent, and an advantage that vanishes at the equilibrium must not be scaled up.
 # Entropy keeps learners from running after each other; more of it where two learn in turn
 MIXED = {
