@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shoal.types import Discrete, EnvSpec, GroupSpec, Step, View
 
-IN_WORKER = sys.argv[0] == "-c"
+IN_WORKER = "pytest" not in sys.modules
 
 
 def fail(how: str) -> None:
