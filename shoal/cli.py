@@ -104,7 +104,7 @@ def _train(arguments: list[str]) -> int:
     task = presets.task(run.algorithm, run.env)
     used = {key: value for key, value in task.items() if _setting(run, key) == value}
     if used:
-        print("settings known to be good here: " + ", ".join(f"{key} {value}" for key, value in used.items()))
+        print("settings for this task: " + ", ".join(f"{key} {value}" for key, value in used.items()))
     return _report(experiment.start(run, directory), directory)
 
 

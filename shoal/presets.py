@@ -1,4 +1,4 @@
-"""Settings for a task, where the defaults are not the best known: measured ones, with what they reached.
+"""Settings for a task, where the defaults are not the best known; comments say which were not measured.
 
 They replace defaults; options on the command line replace them. `shoal train` prints which it used.
 """
