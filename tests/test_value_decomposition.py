@@ -348,6 +348,21 @@ def test_every_network_learns(name: str, shared: bool, memory: int) -> None:
     assert torch.equal(algorithm.target_vector, algorithm.optimizer.vector)
 
 
+@pytest.mark.parametrize("name", ["iql", "vdn", "qmix"])
+def test_targets_stay_until_the_target_network_moves(name: str) -> None:
+    """Whatever the running statistics do: targets in their units would drive them up, and they the targets."""
+    algorithm, batch = build(name, normalise=True, target_every=50, double=False), random_batch()
+    none = algorithm.initial_memory(12)
+    before = algorithm._values(batch, none, none)[1]
+    for seed in range(49):
+        algorithm.update(random_batch(seed=seed))
+    assert float(algorithm.norm.scale()[1]) != 1
+    assert torch.equal(algorithm._values(batch, none, none)[1], before)
+    algorithm.update(batch)
+    assert torch.equal(algorithm.target_norm.mean_sum, algorithm.norm.mean_sum)
+    assert not torch.equal(algorithm._values(batch, none, none)[1], before)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("memory", [0, WIDTH])
 def test_state_continues_identically(name: str, memory: int) -> None:

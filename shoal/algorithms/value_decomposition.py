@@ -139,7 +139,9 @@ class ValueDecomposition:
         )
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
         self.target_vector = optim.flatten(self.target)[0]
-        self.norm = ValueNorm().to(self.device)
+        # The target network's values are in the units in which they were learned. In units that follow the targets,
+        # which bootstrap from these values, both would drive each other up without bound
+        self.norm, self.target_norm = ValueNorm().to(self.device), ValueNorm().to(self.device)
         self.replay: Replay | None = None
 
     def _net(self, name: str, generator: torch.Generator) -> AgentNet:
@@ -251,6 +253,7 @@ class ValueDecomposition:
         norm = self.optimizer.step()
         if self.updates % self.config.target_every == 0:
             optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
+            self.target_norm.follow(self.norm, self.config.tau)
         if self.config.priority and self.replay is not None:
             self.replay.prioritise(_priority(errors[0].detach().abs() * present))
         return {"loss": loss.detach(), "q": self.norm.restore(values[0].detach()).mean(), "grad_norm": norm}
@@ -297,7 +300,7 @@ class ValueDecomposition:
                 with torch.no_grad():
                     next_value = self.target_joint(next_state, _flat_cat(next_chosen)).unsqueeze(-1)
         reward, terminated, present = outcome(batch, self.config.reward, team=self.config.mixer != "none")
-        ended, next_value = batch.ended.unsqueeze(-1), self.norm.restore(next_value)
+        ended, next_value = batch.ended.unsqueeze(-1), self.target_norm.restore(next_value)
         return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step), present
 
     def _q(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[Groups, Groups, Groups]:
@@ -325,9 +328,13 @@ class ValueDecomposition:
 
     # Saving
 
+    @property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return self.module, self.target, self.norm, self.target_norm
+
     def state_dict(self) -> Tree:
         return {
-            "nets": [dict(self.module.state_dict()), dict(self.target.state_dict()), dict(self.norm.state_dict())],
+            "nets": [dict(module.state_dict()) for module in self._modules],
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.get_state(),
             "env_steps": self.env_steps,
@@ -335,7 +342,7 @@ class ValueDecomposition:
         }
 
     def load_state_dict(self, state: Tree) -> None:
-        for module, saved in zip((self.module, self.target, self.norm), state["nets"], strict=True):
+        for module, saved in zip(self._modules, state["nets"], strict=True):
             module.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.set_state(state["sampler"])

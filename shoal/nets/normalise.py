@@ -32,6 +32,11 @@ class ValueNorm(nn.Module):
         for running, new in sums:
             running.lerp_(new.flatten(0, -2).sum(0) if self.columns else new.sum(), 1 - self.decay)
 
+    def follow(self, source: ValueNorm, tau: float) -> None:
+        """Polyak averaging of the statistics: self += tau (source - self)."""
+        for own, other in zip(self.buffers(), source.buffers(), strict=True):
+            own.lerp_(other, tau)
+
     def scale(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation; 0 and 1 before the first update."""
         mean = self.mean_sum / self.total.clamp(min=1e-12)
