@@ -29,7 +29,7 @@ USAGE = """shoal: many agents learning together
 
   shoal train ALGORITHM ENV [options]     train; `shoal train ALGORITHM ENV --help` lists the options of both
   shoal train --resume DIR                continue exactly where a run stopped
-  shoal eval DIR                          greedy episodes of a trained run
+  shoal eval DIR                          whole episodes of a trained run
   shoal watch DIR --out FILE.gif|.mp4     a film of a trained run
   shoal export DIR --out DIR              ONNX files that run the agents without shoal and torch
   shoal crossplay DIR...                  every run's one side against every run's other side
@@ -239,12 +239,14 @@ def _report(finished: bool, directory: Path) -> int:
 
 @dataclass(frozen=True)
 class Eval:
-    """Greedy episodes of a trained run."""
+    """Whole episodes of a trained run."""
 
     directory: tyro.conf.Positional[Path]
     """Of the run."""
     episodes: int = 100
     """Whole episodes to play."""
+    actions: Literal["run", "greedy", "sampled"] = "run"
+    """The best ones (greedy), drawn as in training (sampled), or as the run's own evaluations took them."""
     seed: int = 1_000_000
     """Of the episodes' starts."""
     checkpoint: Literal["best", "last"] = "best"
@@ -256,20 +258,28 @@ class Eval:
 
 
 def _eval(arguments: list[str]) -> int:
-    from shoal.evaluate import UNITS, evaluate
+    from shoal.evaluate import UNITS, evaluate, how
 
     options = tyro.cli(Eval, args=arguments, prog="shoal eval")
     run = experiment.open_run(options.directory)
     env = experiment.evaluation_env(experiment.environment_of(run), options.episodes)
     policy = experiment.team(options.directory, env.spec, options.checkpoint, options.opponents)
-    result = evaluate(policy, env, options.episodes, options.seed)
+    sampled = options.actions == "sampled" or (options.actions == "run" and run.settings.eval_sampled)
+    result = evaluate(policy, env, options.episodes, options.seed, sampled=sampled)
     summary = result.summary() | {"agent_returns": result.agent_returns()}
     env.close()
     if options.json:
-        about = {"algorithm": run.algorithm, "env": run.env, "checkpoint": options.checkpoint, "units": UNITS}
+        about = {
+            "algorithm": run.algorithm,
+            "env": run.env,
+            "checkpoint": options.checkpoint,
+            "sampled": sampled,
+            "units": UNITS,
+        }
         print(json.dumps({**summary, **about}))
         return 0
-    print(f"{run.algorithm} on {run.env}, {options.checkpoint} checkpoint, {options.episodes} greedy episodes")
+    episodes = f"{options.episodes} {how(sampled)} episodes"
+    print(f"{run.algorithm} on {run.env}, {options.checkpoint} checkpoint, {episodes}")
     rows = {"team return": summary["team_return"], "return per agent": summary["agent_return"]}
     rows |= {f"return of {group}": value for group, value in summary["group_return"].items()}
     rows["episode length"] = summary["length"]

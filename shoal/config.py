@@ -55,9 +55,11 @@ class Settings:
     eval_every: int = 0
     """Environment steps between evaluations (and checkpoints); 0: a twentieth of the total."""
     eval_episodes: int = 100
-    """Greedy episodes in an evaluation."""
+    """Episodes in an evaluation."""
+    eval_sampled: bool = False
+    """Evaluations draw actions as in training, as published ones of policy gradients often do; else greedy ones."""
     absolute_episodes: int = 0
-    """Greedy episodes of the best policy at the end, on starts of their own (the absolute metric); 0: none."""
+    """Episodes of the best policy at the end, on starts of their own (the absolute metric); 0: none."""
     log_every: int = 0
     """Environment steps between rows of metrics.csv; 0: a two-hundredth of the total."""
     threads: int = 1
@@ -76,6 +78,10 @@ class Settings:
         for name in ("eval_every", "absolute_episodes", "log_every", "seed", "processes"):
             if getattr(self, name) < 0:
                 raise ShoalError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.eval_sampled and self.self_play != "none":
+            raise ShoalError(
+                "with self_play, evaluations are greedy (shoal league DIR --sampled samples): unset eval_sampled"
+            )
         if self.worker_timeout <= 0:
             raise ShoalError(f"worker_timeout must be positive, not {self.worker_timeout}")
 

@@ -30,6 +30,8 @@ class Evaluation:
     lengths: Array
     agents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of each group's agents."""
+    sampled: bool = False
+    """Whether actions were drawn as in training instead of the greedy ones."""
 
     @property
     def episodes(self) -> int:
@@ -93,8 +95,13 @@ class Evaluation:
         low, high = agent["ci95"]
         return (
             f"{agent['mean']:.2f} per agent [{low:.2f}, {high:.2f}], {team['mean']:.2f} team, "
-            f"{self.episodes} greedy episodes of {self.lengths.mean():.0f} steps"
+            f"{self.episodes} {how(self.sampled)} episodes of {self.lengths.mean():.0f} steps"
         )
+
+
+def how(sampled: bool) -> str:
+    """In a word, how the episodes of an evaluation were played."""
+    return "sampled" if sampled else "greedy"
 
 
 def _plain(values: Array) -> list[float]:
@@ -107,9 +114,11 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     max_steps: int = 100_000,
-    explore: bool = False,
+    sampled: bool = False,
 ) -> Evaluation:
-    """Play `episodes` whole episodes, greedily, from fresh starts with `seed`.
+    """Play `episodes` whole episodes from fresh starts with `seed`: greedily, or with actions `sampled` as in training.
+
+    Either way the policy is afterwards what it was before.
 
     An environment in which somebody is training goes on afterwards where it was, if it can say where that is
     (`state_dict`; all of shoal's can). Evaluate in an environment of its own otherwise.
@@ -123,6 +132,7 @@ def evaluate(
     if episodes < 1:
         raise ShoalError(f"episodes must be at least 1, not {episodes}")
     before = tree.map(torch.clone, env.state_dict()) if isinstance(env, Stateful) else None
+    own = policy.state_dict() if sampled and isinstance(policy, Stateful) else None  # sampling counts steps, and draws
     quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
     view, start = env.reset(seed), policy.initial_memory(env.num_envs)
     memory = {name: tensor.clone() for name, tensor in start.items()}
@@ -130,7 +140,7 @@ def evaluate(
     returns: dict[str, list[Array]] = {name: [] for name in env.spec.groups}
     lengths: list[int] = []
     while any(quota):
-        actions, memory = policy.act(view, memory, explore=explore)
+        actions, memory = policy.act(view, memory, explore=sampled)
         step = env.step(actions)
         view = step.view
         if finished := running.add(step):
@@ -148,7 +158,10 @@ def evaluate(
             raise ShoalError(f"an episode has not ended after {max_steps} steps; give the environment a time limit")
     if before is not None and isinstance(env, Stateful):
         env.load_state_dict(before)
+    if own is not None and isinstance(policy, Stateful):
+        policy.load_state_dict(own)
     if not all(np.isfinite(rows).all() for rows in returns.values()):
         raise ShoalError("an episode's return is NaN or infinite: look at the environment's rewards")
     agents = {name: group.agents for name, group in env.spec.groups.items()}
-    return Evaluation({name: np.stack(rows) for name, rows in returns.items()}, np.array(lengths, np.float64), agents)
+    stacked = {name: np.stack(rows) for name, rows in returns.items()}
+    return Evaluation(stacked, np.array(lengths, np.float64), agents, sampled)

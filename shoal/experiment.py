@@ -178,14 +178,15 @@ class Trial:
         self.display.log(progress.env_steps, metrics)
 
     def evaluate(self, progress: Progress) -> None:
-        """Greedy episodes, and the best checkpoint if none before was better.
+        """Whole episodes, and the best checkpoint if none before was better.
 
         Where NashConv can be computed the lowest is the best: in self-play, what one player wins another loses. What
         sides earn against each other says nothing about either, so of a league the newest is the best.
         """
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
-        result = evaluate(self.algorithm, self.evaluation_env, settings.eval_episodes, _seed(settings, 1))
+        arena, seed = self.evaluation_env, _seed(settings, 1)
+        result = evaluate(self.algorithm, arena, settings.eval_episodes, seed, sampled=settings.eval_sampled)
         steps, mean = progress.env_steps, float(result.agent_return.mean())
         found = diagnose(self.algorithm, self.evaluation_env)
         summary = {**result.summary(), "samples": result.samples(), **found}
@@ -222,7 +223,7 @@ def absolute(run: Run, directory: Path) -> None:
     episodes = run.settings.absolute_episodes
     full = evaluation_env(environment_of(run), episodes)
     env, policy = against(full, run), load_policy(directory, "best", full.spec)
-    result = evaluate(policy, env, episodes, _seed(run.settings, 2))
+    result = evaluate(policy, env, episodes, _seed(run.settings, 2), sampled=run.settings.eval_sampled)
     env.close()
     about = {"env_steps": checkpoint.step(directory / CHECKPOINTS, "best"), "total_steps": run.settings.total_steps}
     record = {**about, **result.summary(), "samples": result.samples()}

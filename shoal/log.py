@@ -261,13 +261,15 @@ class Display:
 
 
 def _sparkline(values: list[float]) -> str:
-    """Greedy returns so far as small bars."""
+    """Evaluated returns so far as small bars."""
     if not values:
         return "no evaluation yet"
     bars, recent = "▁▂▃▄▅▆▇█", values[-40:]
     low, high = min(recent), max(recent)
     span = (high - low) or 1.0
-    return "".join(bars[int((value - low) / span * (len(bars) - 1))] for value in recent) + f" {values[-1]:.2f} greedy"
+    return (
+        "".join(bars[int((value - low) / span * (len(bars) - 1))] for value in recent) + f" {values[-1]:.2f} evaluated"
+    )
 
 
 def clock(seconds: float) -> str:

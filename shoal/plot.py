@@ -35,7 +35,7 @@ def curves(directory: Path, title: str) -> Path:
             color="#1f4e79",
             marker="o",
             markersize=3,
-            label="greedy evaluation",
+            label="evaluation",
         )
         low, high = ([e["agent_return"]["ci95"][side] for e in evaluations] for side in (0, 1))
         axes.fill_between(x, list(low), list(high), color="#1f4e79", alpha=0.2, linewidth=0)

@@ -91,7 +91,6 @@ for _algorithm in POLICIES:
     for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
 
-# Tried for the first million steps only: 0.89 of 1 per team in 8x8-2p-2f-coop while exploring (mappo, no identity)
 FORAGING = {
     "num_envs": 128,
     "total_steps": 6_000_000,
@@ -103,6 +102,7 @@ FORAGING = {
     "lr_end": 0.2,  # there is still to learn when entropy has gone: whoever waits alone must not wait for ever
     "entropy": 0.02,
     "net.identity": True,  # players that are alike wait for each other, each beside food of its own
+    "eval_sampled": True,  # as the published figures: whoever is as likely to wait as to go waits for ever when greedy
 }
 # Not tried: those of the cooperative particle worlds
 FORAGING_VALUES = {**COOPERATIVE, "gamma": 0.99, "net.identity": True}
@@ -176,6 +176,7 @@ WAREHOUSE = {
     "critic_lr": 5e-4,
     "reward": "own",  # who delivers is paid: rewards are too rare to search them in everybody's sum
     "net.identity": True,
+    "eval_sampled": True,  # as the published figures
 }
 for _size in ("tiny-2ag", "tiny-4ag", "small-4ag"):
     for _algorithm in ("ippo", "mappo"):

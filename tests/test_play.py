@@ -125,6 +125,23 @@ def test_evaluation_plays_whole_episodes_shared_out_before_play() -> None:
     assert np.array_equal(result.team_return, again.team_return)
 
 
+@pytest.mark.parametrize("name", ["mappo", "iql"])
+def test_sampled_evaluations_draw_actions_and_change_nothing(name: str) -> None:
+    """Actions of a policy before it learned are nearly uniform; of climbing's greedy ones all episodes are the same."""
+    env = shoal.make("matrix/climbing", 5)
+    algorithm = shoal.build(name, env.spec, seed=1)
+    before = tree.map(torch.clone, algorithm.state_dict())
+    sampled, greedy = (evaluate(algorithm, env, 50, sampled=how) for how in (True, False))
+    assert np.unique(greedy.team_return).size == 1
+    assert np.unique(sampled.team_return).size > 20
+    assert "50 sampled episodes" in str(sampled)
+    assert "50 greedy episodes" in str(greedy)
+    for a, b in zip(tree.leaves(before), tree.leaves(algorithm.state_dict()), strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    again = evaluate(algorithm, env, 50, sampled=True)
+    assert np.array_equal(again.team_return, sampled.team_return)
+
+
 def test_units() -> None:
     result = Evaluation({"a": np.array([[1.0, 3.0]]), "b": np.array([[5.0]])}, np.array([2.0]))
     assert result.team_return.tolist() == [9.0]

@@ -26,7 +26,7 @@ UNIMPORTANT = {
     "log_every",
     "worker_timeout",
 }  # no settings of the algorithm
-EVALUATION = ("eval_every", "eval_episodes", "absolute_episodes")
+EVALUATION = ("eval_every", "eval_episodes", "eval_sampled", "absolute_episodes")
 OVERSHOOT = 1.02  # an evaluation comes at the end of a rollout, a little after the step it was asked for
 Score = Literal["absolute", "peak", "last"]
 Budgets = Literal["equal", "cut", "own"]

@@ -72,10 +72,10 @@ def all_pairs(
     env: VecEnv,
     episodes: int,
     seed: int,
-    explore: bool = False,
+    sampled: bool = False,
 ) -> list[list[Evaluation]]:
     """Every row against every column, from the same starts; `join(row, column)` is the policy that plays both."""
-    return [[evaluate(join(r, c), env, episodes, seed, explore=explore) for c in columns] for r in rows]
+    return [[evaluate(join(r, c), env, episodes, seed, sampled=sampled) for c in columns] for r in rows]
 
 
 def cross_play(

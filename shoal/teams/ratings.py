@@ -173,7 +173,7 @@ def play(league: League, env: VecEnv, members: int, episodes: int, seed: int, *,
         others = [(seat, ALL_ENVS) for seat in seats[1:]]
         return Lineup(league.spec, [first.play(row, [(seats[0], ALL_ENVS)]), second.play(column, others)])
 
-    pairs = all_pairs(rows, columns, join, env, episodes, seed, explore=sampled)
+    pairs = all_pairs(rows, columns, join, env, episodes, seed, sampled=sampled)
     scores = [
         [[seat.score({g: torch.from_numpy(x) for g, x in result.returns.items()}) for seat in seats] for result in line]
         for line in pairs
