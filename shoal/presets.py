@@ -24,6 +24,9 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
     for scenario in ("simple_spread", "simple_tag", "simple_adversary")
 }
 
+for _game in ("climbing", "penalty"):
+    TASKS["maddpg", f"matrix/{_game}"] = {"num_envs": 8, "total_steps": 60_000, "update_every": 16, "gamma": 0.9}
+
 VALUES = ("iql", "vdn", "qmix", "wqmix")
 MATRIX = {"num_envs": 8, "total_steps": 20_000, "update_every": 8, "lr": 1e-3, "tau": 0.01, "target_every": 1}
 # Weighted errors pull at actions that nobody prefers any more; with large steps the preference tips over again
@@ -80,6 +83,8 @@ HUNT = {
 }
 TASKS["mappo", "comm/predator_prey-easy"] = HUNT
 ROUNDS = {"num_envs": 16, "total_steps": 60_000, "batch_steps": 400}
+# Two equilibria away from the best one, the next better is one player's step away, seen only while both still vary
+CLIMB = {**ROUNDS, "entropy": 0.2, "entropy_end": 0.1}
 for _algorithm in POLICIES:
     TASKS[_algorithm, "memory/recall"] = REMEMBER
     TASKS[_algorithm, "tutorial/drift"] = {"num_envs": 16, "total_steps": 200_000}
@@ -88,8 +93,10 @@ for _algorithm in POLICIES:
         TASKS[_algorithm, f"mpe/{_scenario}"] = {**SWARM, "entropy": 0.02}
     for _scenario in ("simple_tag", "simple_adversary"):  # everybody's mean would be nobody's aim
         TASKS[_algorithm, f"mpe/{_scenario}"] = {**SWARM, "reward": "own"}
-    for _game in ("two_step", "nonmonotonic", "climbing", "penalty"):
+    for _game in ("two_step", "nonmonotonic"):
         TASKS[_algorithm, f"matrix/{_game}"] = ROUNDS
+    for _game in ("climbing", "penalty"):
+        TASKS[_algorithm, f"matrix/{_game}"] = CLIMB
 
 FORAGING = {
     "num_envs": 128,
