@@ -31,7 +31,15 @@ VALUES = ("iql", "vdn", "qmix", "wqmix")
 MATRIX = {"num_envs": 8, "total_steps": 20_000, "update_every": 8, "lr": 1e-3, "tau": 0.01, "target_every": 1}
 # Weighted errors pull at actions that nobody prefers any more; with large steps the preference tips over again
 WEIGHTED = {**MATRIX, "total_steps": 40_000, "lr": 2e-4, "batch_size": 256}
-REPEATED = {**MATRIX, "total_steps": 60_000, "update_every": 16, "gamma": 0.9, "epsilon_steps": 30_000}
+# A short memory: what is best against a partner that explores no more is not what was best while it did
+REPEATED = {
+    **MATRIX,
+    "total_steps": 60_000,
+    "update_every": 16,
+    "gamma": 0.9,
+    "epsilon_steps": 20_000,
+    "buffer_size": 8000,
+}
 COOPERATIVE = {
     "num_envs": 32,
     "total_steps": 2_000_000,
