@@ -21,7 +21,7 @@ PARTICLES = {
 TASKS: dict[tuple[str, str], dict[str, Any]] = {
     (algorithm, f"mpe/{scenario}"): PARTICLES
     for algorithm in ("iddpg", "maddpg", "matd3")
-    for scenario in ("simple_spread", "simple_tag", "simple_adversary")
+    for scenario in ("simple_spread", "simple_speaker_listener", "simple_tag", "simple_adversary")
 }
 
 for _game in ("climbing", "penalty"):
@@ -43,12 +43,17 @@ REPEATED = {
 COOPERATIVE = {
     "num_envs": 32,
     "total_steps": 2_000_000,
-    "update_every": 32,
+    "update_every": 64,
     "batch_size": 256,
     "buffer_size": 300_000,
     "warmup": 5000,
-    "epsilon_steps": 200_000,
+    "epsilon_steps": 100_000,
     "gamma": 0.95,
+    "lr": 1e-3,
+    "tau": 0.01,
+    "target_every": 1,
+    "net.hidden": (128, 128),
+    "net.identity": False,
 }
 RECALL = {**MATRIX, "num_envs": 16, "total_steps": 100_000, "update_every": 64, "lr": 2e-3, "batch_size": 32}
 for _algorithm in VALUES:

@@ -52,8 +52,10 @@ def _annealed(steps: int, algorithms: tuple[str, ...] = ("ippo", "mappo")) -> di
 
 PENALTY = tuple(Task("matrix/penalty", (("k", k),), 60_000, 60_000) for k in ("0", "-25", "-50", "-75"))
 # The published budgets are 2 million steps off policy and 20 million on policy (rware: 4 and 40)
-PARTICLES = tuple(
-    Task(f"mpe/{name}", (), 2_000_000, 5_000_000) for name in ("simple_spread", "simple_speaker_listener")
+HALF = {"maddpg": ("--update-every", "64")}  # as many updates as the others, in a third of the time
+PARTICLES = (
+    Task("mpe/simple_spread", (), 2_000_000, 3_000_000, of=_annealed(3_000_000) | HALF),
+    Task("mpe/simple_speaker_listener", (), 1_000_000, 3_000_000, of=_annealed(3_000_000) | HALF),
 )
 FORAGING = (
     "8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f", "15x15-3p-5f", "15x15-4p-3f", "15x15-4p-5f",
