@@ -50,7 +50,7 @@ def _annealed(steps: int, algorithms: tuple[str, ...] = ("ippo", "mappo")) -> di
     return {algorithm: ("--anneal-steps", str(steps)) for algorithm in algorithms}
 
 
-PENALTY = tuple(Task("matrix/penalty", (("k", k),), 60_000, 60_000) for k in ("0", "-25", "-50", "-75"))
+PENALTY = tuple(Task("matrix/penalty", (("k", k),), 30_000, 30_000) for k in ("0", "-25", "-50", "-75"))
 # The published budgets are 2 million steps off policy and 20 million on policy (rware: 4 and 40)
 HALF = {"maddpg": ("--update-every", "64")}  # as many updates as the others, in a third of the time
 PARTICLES = (
@@ -84,7 +84,7 @@ SUITES: dict[str, Suite] = {
     "matrix": Suite(
         "Papoudakis et al. 2021, table 3: climbing and penalty",
         SIX,
-        (Task("matrix/climbing", (), 60_000, 60_000), *PENALTY, Task("matrix/penalty", (), 60_000, 60_000)),
+        (Task("matrix/climbing", (), 60_000, 60_000), *PENALTY, Task("matrix/penalty", (), 30_000, 30_000)),
     ),
     "mpe": Suite("Papoudakis et al. 2021, table 3: cooperative particle worlds", SIX, PARTICLES),
     "lbf": Suite(
