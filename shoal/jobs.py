@@ -107,6 +107,12 @@ class Process:
             self.stopping = True
             self.process.terminate()
 
+    @property
+    def status(self) -> int:
+        """Once it has ended; one that was stopped before it could listen has nothing to save."""
+        code = self.process.returncode
+        return INTERRUPTED if self.stopping and code == -signal.SIGTERM else code
+
 
 def start(job: Job, lock: int) -> Process:
     """Run a job; what it prints goes into its directory."""
@@ -177,7 +183,7 @@ def run_all(
         parallel: processes at a time.
         lock: of `locked`.
         watch: called several times a second with those that run; may `stop` them.
-        ended: called with each that has ended, and its exit status (`INTERRUPTED`: it was stopped, and saved).
+        ended: called with each that has ended, and its exit status (`INTERRUPTED`: it was stopped, and saved what it had).
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after all have saved. A second one kills them.
@@ -205,7 +211,7 @@ def run_all(
                 for process in [p for p in running if p.process.poll() is not None]:
                     running.remove(process)
                     process.output.close()
-                    ended(process.job, process.process.returncode)
+                    ended(process.job, process.status)
         finally:
             for process in running:
                 process.process.kill()

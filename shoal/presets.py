@@ -40,6 +40,7 @@ REPEATED = {
     "epsilon_steps": 20_000,
     "buffer_size": 8000,
 }
+LONG = {**REPEATED, "epsilon_steps": 30_000, "buffer_size": 100_000}
 COOPERATIVE = {
     "num_envs": 32,
     "total_steps": 2_000_000,
@@ -63,7 +64,7 @@ for _algorithm in VALUES:
     for _game in ("two_step", "nonmonotonic"):  # only full exploration shows the team what joint actions pay
         TASKS[_algorithm, f"matrix/{_game}"] = {**(WEIGHTED if _algorithm == "wqmix" else MATRIX), "epsilon_end": 1.0}
     for _game in ("climbing", "penalty"):
-        TASKS[_algorithm, f"matrix/{_game}"] = REPEATED
+        TASKS[_algorithm, f"matrix/{_game}"] = LONG if _algorithm == "wqmix" else REPEATED
 
 POLICIES = ("ippo", "mappo", "happo")
 SWARM = {
