@@ -272,7 +272,7 @@ episodes. With fewer than five runs it is too narrow.</dd>
 <dt>Optimality gap</dt><dd>By how much normalised scores fall short of 1, in the mean.</dd>
 <dt>Probability of improvement</dt><dd>The Mann-Whitney U statistic over the number of pairs, ties counted half,
 averaged over tasks.</dd>
-<dt>Curves</dt><dd>Greedy evaluations, on a common grid, straight lines between them.</dd>
+<dt>Curves</dt><dd>Evaluations, greedy unless settings say sampled, on a common grid, straight lines between them.</dd>
 </dl>
 <p class="small">Agarwal et al. 2021 (arXiv 2108.13264), Gorsane et al. 2022 (arXiv 2209.10485). The same numbers are in
 summary.json, the figures in plots/, episodes in marl_eval.json.</p>"""
