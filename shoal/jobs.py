@@ -183,7 +183,7 @@ def run_all(
         parallel: processes at a time.
         lock: of `locked`.
         watch: called several times a second with those that run; may `stop` them.
-        ended: called with each that has ended, and its exit status (`INTERRUPTED`: it was stopped, and saved what it had).
+        ended: called with each that has ended, and its exit status (`INTERRUPTED`: stopped; it saved what it had).
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after all have saved. A second one kills them.
