@@ -97,8 +97,9 @@ HUNT = {
 }
 TASKS["mappo", "comm/predator_prey-easy"] = HUNT
 ROUNDS = {"num_envs": 16, "total_steps": 60_000, "batch_steps": 400}
-# Two equilibria away from the best one, the next better is one player's step away, seen only while both still vary
-CLIMB = {**ROUNDS, "entropy": 0.2, "entropy_end": 0.1}
+# Two equilibria away from the best one, the next better is one player's step away, seen only while both still vary;
+# without k, the best ones ask different things of players that see the same
+CLIMB = {**ROUNDS, "entropy": 0.2, "entropy_end": 0.1, "net.identity": True}
 for _algorithm in POLICIES:
     TASKS[_algorithm, "memory/recall"] = REMEMBER
     TASKS[_algorithm, "tutorial/drift"] = {"num_envs": 16, "total_steps": 200_000}
