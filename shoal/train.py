@@ -173,8 +173,9 @@ def carry_over(source: Algorithm, to: Algorithm) -> None:
     for name, group in after.items():
         for what, now in group.kind.items():
             if now != (known := before[name].kind[what]):
+                hint = "" if group.parts or what != "observations" else "; where numbers differ, GroupSpec.parts says so"
                 raise ShoalError(
-                    f"training cannot go on among other agents: {what} of {name} are {now}, and not {known}"
+                    f"training cannot go on among other agents: {what} of {name} are {now}, and not {known}{hint}"
                 )
     if source.spec != to.spec:
         if not isinstance(source, Scalable):
