@@ -53,10 +53,10 @@ class Progress:
         """
         if env.num_envs != self.env.num_envs:
             raise ShoalError(f"training cannot go on in {env.num_envs} environments, and not {self.env.num_envs}")
-        if algorithm is None and env.spec != self.env.spec:
+        if env.spec != (spec := self.env.spec if algorithm is None else algorithm.spec):
             raise ShoalError(
-                f"training cannot go on among other agents: {env.spec}, and not {self.env.spec}. Give move_to an "
-                "algorithm that is built for them"
+                f"training cannot go on among other agents: {env.spec}, and not {spec}. Give move_to an algorithm that "
+                "is built for them"
             )
         if algorithm is None:
             self._cut_all()
@@ -173,9 +173,9 @@ def carry_over(source: Algorithm, to: Algorithm) -> None:
     for name, group in after.items():
         for what, now in group.kind.items():
             if now != (known := before[name].kind[what]):
-                hint = "" if group.parts or what != "observations" else "; where numbers differ, GroupSpec.parts says so"
                 raise ShoalError(
-                    f"training cannot go on among other agents: {what} of {name} are {now}, and not {known}{hint}"
+                    f"training cannot go on among other agents: {what} of {name} are {now}, and not {known}; only the "
+                    "numbers of agents, and of things in GroupSpec.parts, may differ"
                 )
     if source.spec != to.spec:
         if not isinstance(source, Scalable):

@@ -14,6 +14,9 @@ from torch import Tensor
 
 import shoal
 from shoal.envs.common.spaces import AgentAdapter
+from shoal.export import players
+from shoal.nets.conv import Block
+from shoal.nets.dense import AgentNet
 from shoal.nets.normalise import ValueNorm
 from shoal.nets.pool import WIDTH, Pool, Pooling, Sight
 from shoal.train import carry_over
@@ -94,6 +97,15 @@ def test_places_of_things_do_not_matter(name: str, kind: Pooling) -> None:
     plain = plain.nets["agent"]
     randomised(plain)
     assert not torch.allclose(plain(swapped(obs, parts, "landmark")), plain(obs), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_agents_weights_are_their_own(kind: Pooling) -> None:
+    blocks = (Block((columns(PARTS),), parts=PARTS),)
+    net = AgentNet(3, (columns(PARTS), 8, 2), shared=False, generator=generator(), blocks=blocks, pool=kind)
+    x = torch.randn(6, 3, columns(PARTS))
+    assert torch.allclose(net(x[:, 1:2], slice(1, 2)), net(x)[:, :, 1:2], atol=1e-6)
+    assert not torch.allclose(net(x[:, 1:2].expand(-1, 3, -1))[:, :, 0], net(x)[:, :, 1], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -319,6 +331,12 @@ def test_columns_share_statistics() -> None:
 
 
 # The loop
+
+
+def test_networks_that_pool_are_not_exported() -> None:
+    spec = shoal.make("mpe/simple_spread").spec
+    with pytest.raises(ShoalError, match="networks that pool"):
+        players(shoal.build("ippo", spec, net={"pool": "mean"}))
 
 
 @pytest.mark.parametrize("name", ["ippo", "vdn"])

@@ -100,8 +100,8 @@ def things(parts: tuple[Part, ...]) -> list[str]:
     return list(dict.fromkeys(part.name for part in parts if part.name != SELF))
 
 
-class Shape(Protocol):
-    """The settings of an algorithm's networks."""
+class Settings(Protocol):
+    """Of an algorithm's networks."""
 
     @property
     def pool(self) -> Pooling: ...
@@ -113,7 +113,7 @@ class Shape(Protocol):
     def identity(self) -> bool: ...
 
 
-def tied(net: Shape) -> list[str]:
+def tied(net: Settings) -> list[str]:
     """Settings to change before a network's weights fit any number of agents."""
     found = {
         "net.pool to mean or attention": net.pool == "none",

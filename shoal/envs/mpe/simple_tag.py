@@ -58,11 +58,8 @@ def layout(p: Params) -> Layout:
 
     def parts(num_adversaries: int, num_good: int) -> tuple[Part, ...]:
         """What is seen of so many others: where they are, then how fast."""
-        others: tuple[Part, ...] = (
-            Part("adversary", 2, num_adversaries),
-            Part("agent", 2, num_good),
-            Part("agent", 2, num_good),
-        )
+        good = Part("agent", 2, num_good)
+        others: tuple[Part, ...] = Part("adversary", 2, num_adversaries), good, good
         if p.num_agent_neighbors:
             others = (Part("other", 2, p.num_agent_neighbors),) * 2
         return Part(SELF, 4), Part("obstacle", 2, p.num_landmark_neighbors or p.num_obstacles), *others
