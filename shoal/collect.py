@@ -45,12 +45,7 @@ class LocalCollector:
     """
 
     def __init__(self, policy: Policy, env: VecEnv, num_steps: int, seed: int) -> None:
-        self.policy, self.num_steps = policy, num_steps
-        self.enter(env, seed)
-        self.start_memory = policy.initial_memory(env.num_envs)
-        sizes = {name: memory.shape[-1] for name, memory in self.memory.items()}
-        self.rollout = allocate(env.spec, (num_steps, env.num_envs), sizes)
-        self.rows = [tree.index(self.rollout, t) for t in range(num_steps)]
+        self.enter(policy, env, num_steps, seed)
         self.finished: list[tuple[Groups, Tensor]] = []
         """Returns and lengths of the episodes that ended since the caller last emptied this list."""
         self.latest: list[tuple[Groups, Tensor]] = []
@@ -61,10 +56,14 @@ class LocalCollector:
         self.acting_seconds = 0.0
         self.env_seconds = 0.0
 
-    def enter(self, env: VecEnv, seed: int) -> None:
-        """Play in `env` from here on, from fresh starts."""
+    def enter(self, policy: Policy, env: VecEnv, num_steps: int, seed: int) -> None:
+        """`policy` plays in as many environments `env` from here on, from fresh starts."""
+        self.policy, self.num_steps = policy, num_steps
         self.env, self.view = env, env.reset(seed)
-        self.memory = self.policy.initial_memory(env.num_envs)
+        self.start_memory, self.memory = (policy.initial_memory(env.num_envs) for _ in range(2))
+        sizes = {name: memory.shape[-1] for name, memory in self.memory.items()}
+        self.rollout = allocate(env.spec, (num_steps, env.num_envs), sizes)
+        self.rows = [tree.index(self.rollout, t) for t in range(num_steps)]
         self.present = {n: torch.ones(env.num_envs, g.num_agents, dtype=torch.bool) for n, g in env.spec.groups.items()}
         self.episodes = Episodes(env)
 

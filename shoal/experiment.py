@@ -8,6 +8,7 @@ import json
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +27,7 @@ from shoal.teams.exploitability import diagnose
 from shoal.teams.league import League
 from shoal.teams.scripted import SCRIPTS, Scripted
 from shoal.teams.team import Against, Team, by_agent, seat, without
-from shoal.train import Progress, train
+from shoal.train import Progress, carry_over, train
 from shoal.types import Algorithm, EnvSpec, Policy, ShoalError, Tree, VecEnv, nearest
 
 CHECKPOINTS = "checkpoint"
@@ -48,8 +49,12 @@ def open_run(directory: Path) -> Run:
 
 def build(run: Run, spec: EnvSpec) -> Algorithm:
     """The run's algorithm for the agents it learns of an environment with `spec`, untrained."""
+    return learner(run, without(spec, by_agent(spec, opponents(run.settings.opponents)).keys()))
+
+
+def learner(run: Run, spec: EnvSpec) -> Algorithm:
+    """The run's algorithm for all agents of `spec`, untrained."""
     preset, settings = registry.algorithm(run.algorithm), run.settings
-    spec = without(spec, by_agent(spec, opponents(settings.opponents)).keys())
 
     def player(spec: EnvSpec, seed: int) -> Algorithm:
         return preset.build(spec, run.config, seed=seed, device=settings.device)
@@ -134,7 +139,7 @@ def course_of(run: Run) -> Course | None:
         task = registry.Environment(run.env, **{**run.env_args, **arguments})
         return against(_make(task, settings.num_envs, settings), run)
 
-    return Course(settings.curriculum, settings.seed, make)
+    return Course(settings.curriculum, settings.seed, make, partial(learner, run))
 
 
 def evaluation_env(environment: registry.Environment, episodes: int, settings: Settings | None = None) -> VecEnv:
@@ -160,6 +165,7 @@ class Trial:
     run: Run
     directory: Path
     algorithm: Algorithm
+    """For the run's environment; in a task with other numbers of agents another one learns."""
     log: Log
     display: Display
     evaluation_env: VecEnv
@@ -186,6 +192,8 @@ class Trial:
         settings = self.run.settings
         # the same starts each time, other ones than training's: differences are the policy's
         arena, seed = self.evaluation_env, _seed(settings, 1)
+        if progress.algorithm is not self.algorithm:
+            carry_over(progress.algorithm, self.algorithm)
         result = evaluate(self.algorithm, arena, settings.eval_episodes, seed, sampled=settings.eval_sampled)
         steps, mean = progress.env_steps, float(result.agent_return.mean())
         found = diagnose(self.algorithm, self.evaluation_env)
@@ -264,6 +272,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     env, algorithm, course = against(full, run), build(run, full.spec), course_of(run)
     if course and state:
         course.curriculum.load_state_dict(state["curriculum"])
+    first = course.begin(algorithm) if course else algorithm
     run.save(directory)
     trial = Trial(
         run=run,
@@ -287,7 +296,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     for warning in warnings:
         trial.display.message(f"warning: {warning}")
     try:
-        reached = _loop(trial, course.env if course else env, state)
+        reached = _loop(trial, first, course.env if course else env, state)
         if reached and run.settings.absolute_episodes:
             absolute(run, directory)
         return reached
@@ -314,7 +323,7 @@ def _checked(environment: registry.Environment) -> list[Problem]:
     return found
 
 
-def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
+def _loop(trial: Trial, algorithm: Algorithm, env: VecEnv, state: Tree | None) -> bool:
     settings = trial.run.settings
     eval_every = settings.eval_every or max(settings.total_steps // 20, 1)
     log_every = settings.log_every or max(settings.total_steps // 200, 1)
@@ -323,7 +332,7 @@ def _loop(trial: Trial, env: VecEnv, state: Tree | None) -> bool:
         trial.display.begin(state["env_steps"] if state else 0)
         try:
             steps, seed, threads = settings.total_steps, settings.seed, settings.threads
-            for progress in train(trial.algorithm, env, steps, seed=seed, threads=threads, state=state):
+            for progress in train(algorithm, env, steps, seed=seed, threads=threads, state=state):
                 if not done:
                     trial.display.message(
                         f"memory for experience: {progress.experience.num_bytes / 2**20:,.0f} MiB at most"

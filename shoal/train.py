@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shoal.collect import LocalCollector
-from shoal.types import Algorithm, Metrics, ShoalError, Tree, VecEnv
+from shoal.types import Algorithm, Metrics, Scalable, ShoalError, Tree, VecEnv
 
 FOLD_EVERY = 500  # updates
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
@@ -40,17 +40,32 @@ class Progress:
         self._metrics: dict[str, list[Tensor]] = {}  # of the latest updates
         self._sums: dict[str, tuple[float, int]] = {}  # and, folded, of those before
 
-    def move_to(self, env: VecEnv) -> None:
+    def move_to(self, env: VecEnv, algorithm: Algorithm | None = None) -> None:
         """Go on in another environment with the same groups of agents, from fresh starts; what is known stays known.
+
+        Args:
+            env: as many environments as before.
+            algorithm: built for `env`, where agents, or things they see, are more or fewer: takes over what was learned
+                (see `carry_over`) and learns on, from experience of its own. `self.algorithm` is this one then.
 
         Raises:
             ShoalError: its agents see or do something else, or there are more or fewer environments.
         """
-        if (env.spec, env.num_envs) != (self.env.spec, self.env.num_envs):
-            raise ShoalError(f"training cannot go on among other agents: {env.spec}, and not {self.env.spec}")
+        if env.num_envs != self.env.num_envs:
+            raise ShoalError(f"training cannot go on in {env.num_envs} environments, and not {self.env.num_envs}")
+        if env.spec != (spec := self.env.spec if algorithm is None else algorithm.spec):
+            raise ShoalError(
+                f"training cannot go on among other agents: {env.spec}, and not {spec}. Give move_to an algorithm that "
+                "is built for them"
+            )
+        if algorithm is None:
+            self._cut_all()
+        else:
+            carry_over(self.algorithm, algorithm)
+            self.algorithm, self.experience = algorithm, algorithm.experience(env.num_envs)
         self.env = env
-        self.collector.enter(env, _env_seed(self.seed, self.env_steps))
-        self._cut_all()
+        seed = _env_seed(self.seed, self.env_steps)
+        self.collector.enter(self.algorithm, env, self.experience.rollout_steps, seed)
 
     def _cut_all(self) -> None:
         self.experience.cut(torch.ones(self.env.num_envs, dtype=torch.bool))
@@ -113,13 +128,15 @@ class Progress:
         finished, self.collector.finished = self.collector.finished, []
         if not finished:
             return {}
-        returns = {name: torch.cat([r[name] for r, _ in finished]) for name in self.env.spec.groups}
-        everyone = torch.cat(list(returns.values()), dim=1)
-        metrics = {"train_agent_return": everyone.mean(1), "train_team_return": everyone.sum(1)}
-        metrics["train_length"] = torch.cat([lengths for _, lengths in finished]).float()
-        if len(returns) > 1:
-            metrics |= {f"train_return_{name}": values.mean(1) for name, values in returns.items()}
-        return {name: float(values.mean()) for name, values in metrics.items()}
+        everyone = [torch.cat(list(returns.values()), dim=1) for returns, _ in finished]  # of as many as there were
+        metrics = {
+            "train_agent_return": [x.mean(1) for x in everyone],
+            "train_team_return": [x.sum(1) for x in everyone],
+        }
+        metrics["train_length"] = [lengths.float() for _, lengths in finished]
+        if len(names := self.env.spec.groups) > 1:
+            metrics |= {f"train_return_{name}": [returns[name].mean(1) for returns, _ in finished] for name in names}
+        return {name: float(torch.cat(values).mean()) for name, values in metrics.items()}
 
     def state_dict(self) -> Tree:
         """Everything a later process needs to go on as if nothing had happened."""
@@ -142,6 +159,33 @@ class Progress:
         self.env_steps = self.previous_steps = state["env_steps"]
         self.seconds, self.updates = state["seconds"], state["updates"]
         self.collector.env_seconds, self.collector.acting_seconds, self.learning_seconds = state["clocks"]
+
+
+def carry_over(source: Algorithm, to: Algorithm) -> None:
+    """`to` goes on from what `source` has learned, its optimisers included; numbers of agents and things may differ.
+
+    Raises:
+        ShoalError: what else differs, or the settings because of which weights fit one number of agents only.
+    """
+    before, after = source.spec.groups, to.spec.groups
+    if list(before) != list(after):
+        raise ShoalError(f"training cannot go on among other agents: {', '.join(after)}, and not {', '.join(before)}")
+    for name, group in after.items():
+        for what, now in group.kind.items():
+            if now != (known := before[name].kind[what]):
+                raise ShoalError(
+                    f"training cannot go on among other agents: {what} of {name} are {now}, and not {known}; only the "
+                    "numbers of agents, and of things in GroupSpec.parts, may differ"
+                )
+    if source.spec != to.spec:
+        if not isinstance(source, Scalable):
+            raise ShoalError(
+                f"a {type(source).__name__} cannot go on with more or fewer agents: use one of the families of PPO or "
+                "value decomposition, by itself"
+            )
+        if changes := source.tied():
+            raise ShoalError(f"weights that fit any number of agents need other settings: set {', '.join(changes)}")
+    to.load_state_dict(source.state_dict())
 
 
 def _env_seed(*entropy: int) -> int:
@@ -167,7 +211,7 @@ def train(
     """Alternate between playing and learning until `total_steps` environment steps; yields after every rollout.
 
     Args:
-        algorithm: plays and learns; changed in place.
+        algorithm: plays and learns; changed in place (until `move_to` puts another in its place).
         env: the environments it plays; reset with a seed derived from `seed`.
         total_steps: environment steps, counted over all environments.
         threads: CPU threads PyTorch uses from here on. Small networks are faster with 1, and on a busy machine many
@@ -189,7 +233,7 @@ def train(
         if progress.collector.cut.any():
             progress.experience.cut(progress.collector.cut)
         for batch in progress.experience.add(rollout):
-            progress.record(algorithm.update(batch))
+            progress.record(progress.algorithm.update(batch))
         end = time.perf_counter()
         progress.learning_seconds += end - played
         progress.seconds += end - start

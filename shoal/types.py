@@ -56,6 +56,26 @@ class Box:
 
 Action = Discrete | Box
 
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Columns of a flat observation: `count` things of one kind, `size` numbers about each, one thing after the other.
+
+    Parts of one name are about the same things: where each of them is, and what each of them says. What there is once
+    is named `self`: what the agent knows of itself, say.
+    """
+
+    name: str
+    size: int
+    count: int = 1
+
+
+def columns(parts: tuple[Part, ...]) -> int:
+    """Of an observation that consists of `parts`."""
+    return sum(part.size * part.count for part in parts)
+
 
 @dataclass(frozen=True)
 class GroupSpec:
@@ -68,6 +88,26 @@ class GroupSpec:
     """Whether `legal` has `action.size` columns; without, it has width 0 and everything is legal."""
     image: bool = False
     """Observations are pictures, uint8 `[height, width, channel]`; without, they are float32."""
+    parts: tuple[Part, ...] = ()
+    """What a flat observation consists of, in the order of its columns; (): it is one part, `self`."""
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            return
+        if self.obs_shape != (columns(self.parts),):
+            raise ShoalError(f"parts of {columns(self.parts)} columns do not make an observation {self.obs_shape}")
+        counts = {part.name: part.count for part in self.parts} | {SELF: 1}
+        for part in self.parts:
+            if part.count != counts[part.name]:
+                raise ShoalError(
+                    f"parts named {part.name!r} have {part.count} and {counts[part.name]} things: one number"
+                )
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What stays the same where only the numbers differ, of agents and of the things they see."""
+        seen = [(part.name, part.size) for part in self.parts] or self.obs_shape
+        return {"observations": seen, "actions": self.action, "masks": self.masked, "pictures": self.image}
 
     @property
     def num_agents(self) -> int:
@@ -265,6 +305,15 @@ class Algorithm(Policy, Protocol):
     def state_dict(self) -> Tree: ...
 
     def load_state_dict(self, state: Tree) -> None: ...
+
+
+@runtime_checkable
+class Scalable(Protocol):
+    """An algorithm whose weights may be such that they fit any number of agents."""
+
+    def tied(self) -> list[str]:
+        """Settings to change before they do, `net.shared to True` for example."""
+        ...
 
 
 class Preset(NamedTuple):

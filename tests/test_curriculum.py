@@ -8,6 +8,7 @@ import torch
 
 import shoal
 from shoal import checkpoint, cli, log, tree
+from shoal.experiment import load_policy
 from shoal.teams import curriculum
 from shoal.teams.curriculum import LearningProgress, Settings, Stages
 from shoal.types import ShoalError
@@ -113,6 +114,55 @@ def test_train_stop_resume_is_train_through(tmp_path: Path, start: list[str], ki
     tasks = [[row["task"] for row in log.read_metrics(tmp_path / n) if "task" in row] for n in ("through", "parts")]
     assert tasks[0] == tasks[1]
     assert len(set(tasks[0])) == 3
+
+
+GROWING = ["mpe/simple_spread", "--env.N", "4", "--env.max-cycles", "5", "--num-envs", "4", "--eval-every", "160"]
+POOLED = ["--net.hidden", "8", "--net.pool", "attention", "--net.no-identity"]
+
+
+POLICY = ["mappo", "--batch-steps", "40", "--epochs", "2", "--minibatches", "1"]
+VALUES = ["vdn", "--warmup", "40", "--batch-size", "8", "--update-every", "8", "--buffer-size", "1000"]
+
+
+@pytest.mark.parametrize("learner", [POLICY, VALUES])
+def test_a_run_whose_agents_grow_in_number_goes_on_exactly(tmp_path: Path, learner: list[str]) -> None:
+    stages = ["--curriculum.kind", "stages", "--curriculum.steps", "160", "--curriculum.tasks", "N=2", "N=3", "N=4"]
+    start = ["train", learner[0], *GROWING, *learner[1:], *POOLED, *stages, "--eval-episodes", "4", "--no-tensorboard"]
+    start += ["--log-every", "120", "--total-steps"]
+    for name, steps in (("through", "600"), ("parts", "240")):  # 240: in the middle of the second stage
+        assert cli.main([*start, steps, "--out", str(tmp_path / name)]) == 0
+    saved = checkpoint.load(tmp_path / "parts" / "checkpoint")
+    assert saved["curriculum"]["task"] == 1
+    assert saved["collector"]["present"]["agent"].shape == (4, 3)
+    assert cli.main(["train", "--resume", str(tmp_path / "parts"), "--total-steps", "600"]) == 0
+    one, two = (tree.leaves(checkpoint.load(tmp_path / n / "checkpoint")["algorithm"]) for n in ("through", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    evaluations = [log.read_evaluations(tmp_path / n) for n in ("through", "parts")]
+    for row, other in zip(*([e for e in each if e["env_steps"] > 240] for each in evaluations), strict=True):
+        assert row["agent_return"] == other["agent_return"]
+        assert row["team_return"]["mean"] == pytest.approx(4 * row["agent_return"]["mean"])  # the run's own four
+    assert cli.main(["eval", str(tmp_path / "through"), "--episodes", "2"]) == 0
+    larger = shoal.make("mpe/simple_spread", 2, N=5, max_cycles=5)  # and among others than it was trained for
+    found = shoal.evaluate(load_policy(tmp_path / "through", "last", larger.spec), larger, 2)
+    assert found.returns["agent"].shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        (["mappo"], "set net.pool to mean or attention"),
+        (["qmix", "--net.pool", "mean", "--net.no-identity"], "set mixer to sum or none"),
+        (["maddpg"], "cannot go on with more or fewer agents"),
+    ],
+)
+def test_what_cannot_grow_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], learner: list[str], message: str
+) -> None:
+    stages = ["--curriculum.kind", "stages", "--curriculum.steps", "9", "--curriculum.tasks", "N=2", "N=4"]
+    options = [*GROWING, *learner[1:], *stages, "--out", str(tmp_path / "run")]
+    assert cli.main(["train", learner[0], *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_task_is_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from shoal import tree
 from shoal.algorithms import ddpg, ppo, value_decomposition
 from shoal.nets.conv import flat
 from shoal.types import (
+    SELF,
     Action,
     Agents,
     Algorithm,
@@ -39,6 +40,7 @@ from shoal.types import (
     Experience,
     Groups,
     GroupSpec,
+    Part,
     Preset,
     ShoalError,
     Tree,
@@ -102,7 +104,8 @@ class Hierarchy:
         seen = sum(m * g.obs_size for m, g in zip(members, spec.groups.values(), strict=True))
         groups, managers = {}, {}
         for (name, g), m in zip(spec.groups.items(), members, strict=True):
-            groups[name] = dataclasses.replace(g, obs_shape=(g.obs_size + size,), image=False)
+            parts = (*g.parts, Part(SELF, size)) if g.parts else ()
+            groups[name] = dataclasses.replace(g, obs_shape=(g.obs_size + size,), image=False, parts=parts)
             managers[name + MANAGER] = GroupSpec(g.agents, (seen + m + size + 1,), self.space, masked=bool(self.bins))
         self.worker = _build("worker", EnvSpec(groups, spec.state_size, spec.hears), seed, device, config)
         self.manager = _build("manager", EnvSpec(managers, spec.state_size, spec.hears), seed + 1, device, config)

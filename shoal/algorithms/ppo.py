@@ -36,6 +36,7 @@ from shoal.nets.conv import Block, Kind, flat, real
 from shoal.nets.dense import AgentNet, orthogonal
 from shoal.nets.mlp import ALL
 from shoal.nets.normalise import ValueNorm
+from shoal.nets.pool import Pooling, tied
 from shoal.replay import Fresh
 from shoal.returns import gae, mean_weights, outcome
 from shoal.threads import Crew, cores
@@ -63,6 +64,9 @@ class Net:
     """Tell agents that share weights apart by a number in their input: where what they see does not."""
     conv: Kind = "auto"
     """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
+    pool: Pooling = "none"
+    """How things of a kind are seen, of which there may be any number (landmarks, others): beside each other (none), or
+    as one vector: their mean, or what the agent attends to."""
     comm: Way = "none"
     """How agents talk before they act: none, mean (CommNet), attention (TarMAC), gated (after IC3Net)."""
     message: int = 32
@@ -144,7 +148,8 @@ class Actor(nn.Module):
         self.net = AgentNet(
             group.num_agents, (group.obs_size, *net.hidden, size * (1 + (self.box and net.std_of_state))),
             shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
-            blocks=(Block(group.obs_shape),), conv=net.conv, talk=Talk(net.comm, net.message, net.rounds, net.heads),
+            blocks=(Block(group.obs_shape, parts=group.parts),), conv=net.conv, pool=net.pool,
+            talk=Talk(net.comm, net.message, net.rounds, net.heads),
         )  # fmt: skip
         if net.orthogonal:
             orthogonal(self.net, net.gain, generator)
@@ -206,7 +211,7 @@ class PPO:
         self.actors, self.critics = actors, critics
         self.nets = {name: actor.net for name, actor in actors.items()}
         self.modules = [nn.ModuleDict(nets).to(self.device) for nets in (actors, critics)]
-        self.norm = ValueNorm(config.value_decay, self.num_values).to(self.device)
+        self.norm = ValueNorm(config.value_decay, self._units()).to(self.device)
         self.actor_optimizers = {
             name: optim.Adam(actor, config.lr, config.max_grad_norm, spec.groups[name].num_agents * config.sequential)
             for name, actor in actors.items()
@@ -215,14 +220,26 @@ class PPO:
         self.piece = self._piece()
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
+    def _units(self) -> tuple[int, ...]:
+        """Which values are in the same units: with pooling, those of a group."""
+        if self.config.net.pool == "none" or self.num_values == 1:
+            return tuple(range(self.num_values))
+        return tuple(k for k, g in enumerate(self.spec.groups.values()) for _ in range(g.num_agents))
+
+    @property
+    def _sees_state(self) -> bool:
+        """Whether values see the environment's global state; else, everybody's observations."""
+        return self.spec.state_size > 0 and self.config.net.pool == "none"
+
     def _critic_inputs(self) -> dict[str, tuple[int, tuple[Block, ...], int]]:
         """Agents, inputs and outputs of each critic."""
         spec, value, memory = self.spec, self.config.value, self.config.net.memory
-        own = {name: (Block(g.obs_shape), Block((memory,))) for name, g in spec.groups.items()}
-        everything = tuple(Block(g.obs_shape, g.num_agents) for g in spec.groups.values())
-        state = (Block((spec.state_size,)),) if spec.state_size else everything
+        own = {name: (Block(g.obs_shape, parts=g.parts), Block((memory,))) for name, g in spec.groups.items()}
+        everything = tuple(Block(g.obs_shape, g.num_agents, g.parts, team=True) for g in spec.groups.values())
+        state = (Block((spec.state_size,)),) if self._sees_state else everything
         if value == "central":
-            return {TEAM: (1, (*state, Block((spec.num_agents * memory,))), self.num_values)}
+            memories = tuple(Block((memory,), g.num_agents, team=True) for g in spec.groups.values())
+            return {TEAM: (1, (*state, *memories), self.num_values)}
         before = state if value == "agent" else ()
         return {name: (g.num_agents, (*before, *own[name]), 1) for name, g in spec.groups.items()}
 
@@ -230,8 +247,9 @@ class PPO:
         net = self.config.net
         sizes = (sum(block.size for block in inputs), *net.hidden, outputs)
         critic = AgentNet(
-            agents, sizes, shared=net.shared, identity=net.identity, generator=generator, blocks=inputs, conv=net.conv
-        )
+            agents, sizes, shared=net.shared, identity=net.identity, generator=generator, blocks=inputs, conv=net.conv,
+            pool=net.pool,
+        )  # fmt: skip
         if net.orthogonal:
             orthogonal(critic, 1.0, generator)
         return critic
@@ -355,7 +373,7 @@ class PPO:
         """What each critic sees, `[..., agent, columns]`: with memory, also what the agents remember."""
         if self.config.value == "own":
             return {name: _join([obs[name], memory[name]]) for name in obs}
-        state = state if self.spec.state_size else _join([x.flatten(-2) for x in obs.values()])
+        state = state if self._sees_state else _join([x.flatten(-2) for x in obs.values()])
         if self.config.value == "central":
             return {TEAM: _join([state, *[x.flatten(-2) for x in memory.values()]]).unsqueeze(-2)}
         beside = {name: state.unsqueeze(-2).expand(*x.shape[:-1], -1) for name, x in obs.items()}
@@ -502,6 +520,11 @@ class PPO:
         self.entropy = config.entropy * explore.linear(1.0, config.entropy_end, progress)
 
     # Saving
+
+    def tied(self) -> list[str]:
+        """See `Scalable`."""
+        central = self.config.value == "central" and self.config.reward == "own"
+        return tied(self.config.net) + ["reward to sum or mean"] * central
 
     @property
     def _optimizers(self) -> list[optim.Adam]:

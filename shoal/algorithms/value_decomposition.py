@@ -36,6 +36,7 @@ from shoal.nets.conv import Block, Eyes, Kind, flat, real
 from shoal.nets.dense import AgentNet
 from shoal.nets.mixers import Joint, Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
+from shoal.nets.pool import Pooling, tied
 from shoal.replay import Replay
 from shoal.returns import mean_weights, n_step, outcome
 from shoal.types import Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
@@ -53,6 +54,9 @@ class Net:
     """Tell agents that share weights apart by a number in their input."""
     conv: Kind = "auto"
     """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
+    pool: Pooling = "none"
+    """How things of a kind are seen, of which there may be any number (landmarks, others): beside each other (none), or
+    as one vector: their mean, or what the agent attends to."""
     comm: Way = "none"
     """How agents talk before they act: none, mean (CommNet), attention (TarMAC), gated (after IC3Net)."""
     message: int = 32
@@ -149,7 +153,8 @@ class ValueDecomposition:
         sizes = (group.obs_size, *net.hidden, group.action.size)
         return AgentNet(
             group.num_agents, sizes, shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
-            blocks=(Block(group.obs_shape),), conv=net.conv, talk=Talk(net.comm, net.message, net.rounds, net.heads),
+            blocks=(Block(group.obs_shape, parts=group.parts),), conv=net.conv, pool=net.pool,
+            talk=Talk(net.comm, net.message, net.rounds, net.heads),
         )  # fmt: skip
 
     def _eyes(self, generator: torch.Generator) -> Eyes:
@@ -327,6 +332,12 @@ class ValueDecomposition:
         return _flat_cat([real(a.obs) for a in groups]), _flat_cat([real(a.next_obs) for a in groups])
 
     # Saving
+
+    def tied(self) -> list[str]:
+        """See `Scalable`."""
+        config = self.config
+        mixer = ["mixer to sum or none"] * (config.mixer == "monotonic")
+        return tied(config.net) + mixer + ["weight to 1"] * (config.weight != 1)
 
     @property
     def _modules(self) -> tuple[nn.Module, ...]:

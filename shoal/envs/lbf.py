@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from shoal.envs.common.kernel_env import KernelEnv, Pixels, compiled_kernel
 from shoal.envs.common.pcg64 import compiled, integer, shuffle
-from shoal.types import Discrete, GroupSpec, ShoalError
+from shoal.types import SELF, Discrete, GroupSpec, Part, ShoalError, columns
 
 OPEN = True  # any id of the scheme
 SCHEME = "Foraging[-grid][-Ks]-SxS-Pp-Ff[-coop][-ind][-pen][-v3]"
@@ -107,7 +107,14 @@ class Rules:
         if self.grid_observation:
             side = 2 * self.sight + 1
             return (3, side, side)
-        return (3 * self.max_num_food + (2 + self.observe_agent_levels) * self.players,)
+        return (columns(self.parts),)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Of a list of what is in sight; of a grid, nothing."""
+        width = 2 + self.observe_agent_levels
+        listed = Part("food", 3, self.max_num_food), Part(SELF, width), Part("player", width, self.players - 1)
+        return () if self.grid_observation else listed
 
 
 def levels(rules: Rules, key: str) -> NDArray[np.int64]:
@@ -490,7 +497,7 @@ def make(name: str, num_envs: int, *, threads: int = 0, **arguments: Any) -> Ker
         rng=np.zeros((num_envs, 6), np.uint64),
     )
     agents = tuple(f"agent_{i}" for i in range(players))
-    group = GroupSpec(agents, rules.obs_shape, Discrete(len(ACTIONS)), masked=rules.masks)
+    group = GroupSpec(agents, rules.obs_shape, Discrete(len(ACTIONS)), masked=rules.masks, parts=rules.parts)
     return KernelEnv(kernel, params, world, "agent", group, num_envs, draw=draw, threads=threads, least=THREAD_ENVS)
 
 

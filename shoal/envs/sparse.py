@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.types import Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View
+from shoal.types import SELF, Discrete, EnvSpec, Groups, GroupSpec, Part, ShoalError, Step, Tree, View, columns
 
 MOVES = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
 CORNERS = torch.tensor([[-0.9, -0.9], [-0.9, 0.9], [0.9, -0.9], [0.9, 0.9]])
@@ -57,7 +57,8 @@ class Expedition:
         self.speed, self.radius, self.max_steps = speed, radius, max_steps
         names = tuple(f"agent_{i}" for i in range(n_agents))
         self.mates = n_agents // n_teams
-        self.spec = EnvSpec({"agent": GroupSpec(names, (4 + 2 * (self.mates - 1),), Discrete(5))}, 4 * n_agents)
+        parts = Part(SELF, 4), Part("other", 2, self.mates - 1)
+        self.spec = EnvSpec({"agent": GroupSpec(names, (columns(parts),), Discrete(5), parts=parts)}, 4 * n_agents)
         self.generator = torch.Generator().manual_seed(0)
         self.place = torch.zeros(num_envs, n_agents, 2)
         self.beacon = torch.zeros(num_envs, n_agents, 2)

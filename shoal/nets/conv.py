@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shoal.nets.mlp import ALL
-from shoal.types import ShoalError
+from shoal.nets.pool import WIDTH, Pool, Pooling, Sight, things
+from shoal.types import Part, ShoalError
 
 LEAST, STRIDED, LARGE_FROM = 5, 12, 36  # of a picture's shorter side
 BOARD = ((16, 3, 1), (32, 3, 1))  # channels, kernel, stride
@@ -37,6 +38,10 @@ class Block:
 
     shape: tuple[int, ...]
     count: int = 1
+    parts: tuple[Part, ...] = ()
+    """What each of them consists of, see `GroupSpec.parts`."""
+    team: bool = False
+    """They are those of all agents, whose number may change."""
 
     @property
     def size(self) -> int:
@@ -95,16 +100,26 @@ class Conv(nn.Module):
 class Eyes(nn.Module):
     """What a network's perceptron sees of its input: of pictures their features, everything else as it is.
 
+    With `pool`, things of a kind are one vector, and so are the observations of all agents.
+
     Args:
         blocks: what the input's columns are, in their order.
         kind: of the convolutions, see `Net.conv` of the algorithms.
         copies: of networks side by side.
+        pool: how things are pooled, see `Net.pool`.
 
     Raises:
         ShoalError: a picture too small for `kind`.
     """
 
-    def __init__(self, blocks: tuple[Block, ...], kind: Kind, copies: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        blocks: tuple[Block, ...],
+        kind: Kind,
+        copies: int,
+        generator: torch.Generator,
+        pool: Pooling = "none",
+    ) -> None:
         super().__init__()
         self.blocks = blocks = tuple(block for block in blocks if block.size)
         self.convs = {
@@ -113,25 +128,38 @@ class Eyes(nn.Module):
             if block.picture and kind != "none"
         }
         self.stack = nn.ModuleList(self.convs.values())
+        pooled = list(enumerate(blocks)) if pool != "none" else []
+        self.sights = {k: Sight(b.parts, pool, copies, generator) for k, b in pooled if things(b.parts)}
         self.sizes = [block.size for block in blocks]
         """Columns of the input, by block."""
-        seen = {k: conv.size * blocks[k].count for k, conv in self.convs.items()}
-        self.size = sum(seen.get(k, size) for k, size in enumerate(self.sizes))
+        seen = {k: math.prod(block.shape) for k, block in enumerate(blocks)}
+        seen |= {k: eye.size for k, eye in (self.convs | self.sights).items()}
+        self.teams = {k: Pool(0, seen[k], pool, copies, generator) for k, block in pooled if block.team}
+        self.pools = nn.ModuleList([*self.sights.values(), *self.teams.values()])
+        self.plain = not (self.convs or self.sights or self.teams)
+        self.size = sum(WIDTH if k in self.teams else seen[k] * block.count for k, block in enumerate(blocks))
         """Columns of the output."""
 
     @property
     def activations(self) -> int:
         """Numbers that the gradient of one row needs, beside the perceptron's."""
-        return sum(conv.activations * self.blocks[k].count for k, conv in self.convs.items())
+        eyes = sum(eye.activations * self.blocks[k].count for k, eye in (self.convs | self.sights).items())
+        return eyes + sum(WIDTH * self.blocks[k].count for k in self.teams)
 
     def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
         """`[copies, rows, columns]`, uint8 if it is all pictures, `-> [copies, rows, size]` float32."""
-        if not self.convs:
+        if self.plain:
             return real(x)
         parts = [real(part) for part in x.split(self.sizes, -1)]
         for k, conv in self.convs.items():
             block = self.blocks[k]
             parts[k] = conv(parts[k].unflatten(-1, (block.count, *block.shape)), some)
+        for k, sight in self.sights.items():
+            rows = parts[k].unflatten(-1, (self.blocks[k].count, -1))
+            parts[k] = sight(rows.flatten(1, 2), some).unflatten(1, rows.shape[1:3]).flatten(2)
+        for k, team in self.teams.items():
+            rows = parts[k].unflatten(-1, (self.blocks[k].count, -1))
+            parts[k] = team(rows[:, :, 0, :0], rows, some)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 

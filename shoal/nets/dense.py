@@ -16,6 +16,7 @@ from shoal.nets.comm import Channel, Talk
 from shoal.nets.conv import Block, Eyes, Kind, real
 from shoal.nets.gru import Gru
 from shoal.nets.mlp import ALL, Mlp
+from shoal.nets.pool import Pool, Pooling
 from shoal.types import ShoalError
 
 SILENT = Talk()
@@ -26,7 +27,7 @@ def orthogonal(net: AgentNet, gain: float, generator: torch.Generator) -> None:
     """Draw all weights anew, orthogonal (Saxe et al. 2014, arXiv 1312.6120), with biases 0.
 
     Hidden layers have the gain sqrt(2), which keeps a ReLU layer's variance; a recurrent unit's matrices 1, each gate's
-    for itself; a channel's see there; the last layer `gain`.
+    for itself; a channel's and a pool's see there; the last layer `gain`.
     """
     for convolution in net.eyes.convs.values():
         for weight, bias in convolution.layers:
@@ -39,6 +40,9 @@ def orthogonal(net: AgentNet, gain: float, generator: torch.Generator) -> None:
         for copy in weight:
             nn.init.orthogonal_(copy, gain if k == len(perceptrons) - 1 else math.sqrt(2), generator=generator)
     net.channel.orthogonal(generator)
+    for part in net.eyes.modules():
+        if isinstance(part, Pool):
+            part.orthogonal(generator)
     if net.memory:
         for weight, bias in net.gru.layers:
             bias.zero_()
@@ -79,6 +83,7 @@ class AgentNet(nn.Module):
         memory: width of the recurrent unit; 0: none.
         blocks: what the inputs are, in their order, where there may be pictures among them.
         conv: kind of the convolutions.
+        pool: how things of which there are several are pooled.
         talk: how agents communicate.
     """
 
@@ -94,6 +99,7 @@ class AgentNet(nn.Module):
         memory: int = 0,
         blocks: tuple[Block, ...] = (),
         conv: Kind = "auto",
+        pool: Pooling = "none",
         talk: Talk = SILENT,
     ) -> None:
         super().__init__()
@@ -104,7 +110,7 @@ class AgentNet(nn.Module):
         self.register_buffer("identity", torch.eye(num_agents) if named else torch.zeros(1, 0))
         copies = ensemble * (1 if shared else num_agents)
         blocks = (*(blocks or (Block((sizes[0],)),)), Block((self.identity.shape[1],)))
-        self.eyes = Eyes(blocks, conv, copies, generator)
+        self.eyes = Eyes(blocks, conv, copies, generator, pool)
         sizes = (self.eyes.size, *sizes[1:])
         self.split = bool(memory) or talk.kind != "none"  # whether something comes before the last layer
         if self.split and len(sizes) < 3:

@@ -13,36 +13,41 @@ class ValueNorm(nn.Module):
 
     Args:
         decay: of the moving averages in each update.
-        columns: of the values' last axis, each with statistics of its own; 0: one for all values.
+        columns: which statistics are those of each column of the values' last axis; (): one for all values.
     """
 
-    def __init__(self, decay: float = 0.999, columns: int = 0) -> None:
+    def __init__(self, decay: float = 0.999, columns: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.decay, self.columns = decay, columns
+        self.decay = decay
+        self.columns: Tensor
+        self.register_buffer("columns", torch.tensor(columns, dtype=torch.int64), persistent=False)
         self.mean_sum: Tensor
         self.square_sum: Tensor
         self.total: Tensor
         for name in ("mean_sum", "square_sum", "total"):
-            self.register_buffer(name, torch.zeros((columns,) if columns else ()))
+            self.register_buffer(name, torch.zeros((max(columns) + 1,) if columns else ()))
 
     @torch.no_grad()
     def update(self, values: Tensor, weights: Tensor) -> None:
         """Take in `values`, averaged with `weights` that sum to 1."""
         sums = ((self.mean_sum, values * weights), (self.square_sum, values.square() * weights), (self.total, weights))
         for running, new in sums:
-            running.lerp_(new.flatten(0, -2).sum(0) if self.columns else new.sum(), 1 - self.decay)
+            if len(self.columns):
+                new = torch.zeros_like(running).index_add_(0, self.columns, new.flatten(0, -2).sum(0))
+            running.lerp_(new if len(self.columns) else new.sum(), 1 - self.decay)
 
     def follow(self, source: ValueNorm, tau: float) -> None:
         """Polyak averaging of the statistics: self += tau (source - self)."""
-        for own, other in zip(self.buffers(), source.buffers(), strict=True):
-            own.lerp_(other, tau)
+        for name in ("mean_sum", "square_sum", "total"):
+            getattr(self, name).lerp_(getattr(source, name), tau)
 
     def scale(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation; 0 and 1 before the first update."""
         mean = self.mean_sum / self.total.clamp(min=1e-12)
         variance = self.square_sum / self.total.clamp(min=1e-12) - mean.square()
         known = self.total > 0
-        return mean, torch.where(known, variance.clamp(min=1e-4), torch.ones_like(variance)).sqrt()
+        std = torch.where(known, variance.clamp(min=1e-4), torch.ones_like(variance)).sqrt()
+        return (mean[self.columns], std[self.columns]) if len(self.columns) else (mean, std)
 
     def normalise(self, values: Tensor) -> Tensor:
         """To the network's units."""

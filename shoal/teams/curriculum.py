@@ -4,8 +4,8 @@
     threshold           on when a return is reached, back when it falls below another
     learning_progress   more often where the return changes most (Matiisen et al. 2017, arXiv 1707.00183)
 
-A task is a set of arguments of the environment. Runs are evaluated in the environment they are trained for, whatever
-task they train in.
+A task is a set of arguments of the environment, the number of agents among them. Runs are evaluated in the environment
+they are trained for, whatever task they train in.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shoal.train import Progress
-from shoal.types import ShoalError, Tree, VecEnv
+from shoal.train import Progress, carry_over
+from shoal.types import Algorithm, EnvSpec, ShoalError, Tree, VecEnv
 
 Array = NDArray[np.float64]
 FAST, SLOW = 0.1, 0.02  # of the averages whose difference is the learning progress
@@ -186,10 +186,17 @@ class Course:
         settings: with two tasks or more.
         seed: of the choices.
         make: an environment from a task's arguments. All are made at once: a wrong one is refused before work is lost.
+        learner: an untrained algorithm for a task's agents.
     """
 
-    def __init__(self, settings: Settings, seed: int, make: Callable[[dict[str, Any]], VecEnv]) -> None:
-        self.curriculum, self.tasks = build(settings, seed), settings.tasks
+    def __init__(
+        self,
+        settings: Settings,
+        seed: int,
+        make: Callable[[dict[str, Any]], VecEnv],
+        learner: Callable[[EnvSpec], Algorithm],
+    ) -> None:
+        self.curriculum, self.tasks, self.learner = build(settings, seed), settings.tasks, learner
         self.envs = [make(arguments(task)) for task in settings.tasks]
 
     @property
@@ -201,6 +208,17 @@ class Course:
         """Of the present task."""
         return self.envs[self.task]
 
+    def begin(self, algorithm: Algorithm) -> Algorithm:
+        """Who learns at first: `algorithm`, or one like it for the agents of the present task.
+
+        Raises:
+            ShoalError: what is learned in a task cannot go on among the agents that `algorithm` is for.
+        """
+        for env in self.envs:
+            if env.spec != algorithm.spec:
+                carry_over(algorithm, self.learner(env.spec))
+        return algorithm if self.env.spec == algorithm.spec else self.learner(self.env.spec)
+
     def follow(self, progress: Progress) -> bool:
         """Take note of the latest rollout; whether training went on to another task."""
         before, rollout = self.task, progress.collector.latest
@@ -209,7 +227,8 @@ class Course:
         self.curriculum.record(np.concatenate([*returns, np.zeros(0)]), steps)
         if self.curriculum.next() == before:
             return False
-        progress.move_to(self.env)
+        same = self.env.spec == progress.env.spec
+        progress.move_to(self.env, None if same else self.learner(self.env.spec))
         return True
 
     def __str__(self) -> str:

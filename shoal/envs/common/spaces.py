@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from shoal.types import Action, Box, Discrete, GroupSpec, ShoalError
+from shoal.types import SELF, Action, Box, Discrete, GroupSpec, Part, ShoalError
 
 MAX_CHOICES = 4096
 """Joint choices that are still numbered one by one."""
@@ -184,10 +184,22 @@ class AgentAdapter:
         return _value(space, iter(np.unravel_index(int(action), self.sizes)))
 
     @property
-    def kind(self) -> tuple[str, tuple[int, ...], Action, bool, bool]:
+    def parts(self) -> tuple[Part, ...]:
+        """A `Dict`'s entries `[thing, size]` are things of a kind; nothing where it has none."""
+        entries = self.space.spaces if isinstance(self.space, spaces.Dict) else {}
+        found = [
+            Part(key, entry.shape[1], entry.shape[0])
+            if isinstance(entry, spaces.Box) and len(entry.shape) == 2 and key != SELF
+            else Part(SELF, spaces.flatdim(entry))
+            for key, entry in entries.items()
+        ]
+        return tuple(found) if any(part.name != SELF for part in found) else ()
+
+    @property
+    def kind(self) -> tuple[str, tuple[int, ...], Action, bool, bool, tuple[Part, ...]]:
         """Agents of the same kind share a group."""
         stem = re.sub(r"[_\-]?\d+$", "", self.agent) or "agent"
-        return stem, self.obs_shape, self.action, self.masked, self.image
+        return stem, self.obs_shape, self.action, self.masked, self.image, self.parts
 
 
 def _sizes(space: spaces.Space[Any]) -> list[int]:
@@ -229,10 +241,10 @@ def group_agents(adapters: list[AgentAdapter]) -> dict[str, GroupSpec]:
     for adapter in adapters:
         kinds.setdefault(adapter.kind, []).append(adapter.agent)
     groups: dict[str, GroupSpec] = {}
-    for (stem, obs_shape, action, masked, image), names in kinds.items():
+    for (stem, obs_shape, action, masked, image, parts), names in kinds.items():
         name, number = stem, 1
         while name in groups:
             number += 1
             name = f"{stem}_{number}"
-        groups[name] = GroupSpec(tuple(names), obs_shape, action, masked, image)
+        groups[name] = GroupSpec(tuple(names), obs_shape, action, masked, image, parts)
     return groups

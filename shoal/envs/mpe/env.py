@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -194,6 +195,6 @@ def _groups(layout: Layout, continuous: bool) -> dict[str, GroupSpec]:
             action: Action = Box(MOVES * agent.movable + layout.dim_c * (not agent.silent))
         else:
             action = Discrete((MOVES if agent.movable else 1) * (1 if agent.silent else layout.dim_c))
-        before = groups.get(name, GroupSpec((), (agent.obs_size,), action))
-        groups[name] = GroupSpec((*before.agents, agent.name), before.obs_shape, before.action)
+        before = groups.get(name, GroupSpec((), (agent.obs_size,), action, parts=agent.parts))
+        groups[name] = replace(before, agents=(*before.agents, agent.name))
     return groups

@@ -24,7 +24,7 @@ from shoal.envs.mpe.world import (
     write_neighbors,
     write_relative,
 )
-from shoal.types import ShoalError
+from shoal.types import SELF, Part, ShoalError, columns
 
 ADVERSARY = 0  # agents 1..N are good
 
@@ -42,9 +42,14 @@ def layout(p: Params) -> Layout:
     if p.N < 1:
         raise ShoalError(f"simple_adversary needs N >= 1, not {p.N}")
     check_neighbors(p)
-    seen = 2 * (p.num_landmark_neighbors or p.N) + 2 * (p.num_agent_neighbors or p.N)
-    adversary = Agent("adversary_0", obs_size=seen, size=0.15, collide=False, color=(0.85, 0.35, 0.35))
-    good = [Agent(f"agent_{i}", obs_size=2 + seen, size=0.15, collide=False) for i in range(p.N)]
+    landmark, nearest = Part("landmark", 2, p.num_landmark_neighbors or p.N), p.num_agent_neighbors
+    theirs: tuple[Part, ...] = landmark, Part("agent", 2, p.N)
+    ours: tuple[Part, ...] = Part(SELF, 2), landmark, Part("adversary", 2), Part("agent", 2, p.N - 1)
+    if nearest:
+        theirs, ours = (landmark, Part("other", 2, nearest)), (Part(SELF, 2), landmark, Part("other", 2, nearest))
+    red, size = (0.85, 0.35, 0.35), 0.15
+    adversary = Agent("adversary_0", columns(theirs), size=size, collide=False, color=red, parts=theirs)
+    good = [Agent(f"agent_{i}", columns(ours), size=size, collide=False, parts=ours) for i in range(p.N)]
     landmarks = [Landmark(size=0.08, color=(0.15, 0.15, 0.15)) for _ in range(p.N)]
     return Layout([adversary, *good], landmarks, goals=1)
 

@@ -22,7 +22,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_neighbors,
 )
-from shoal.types import ShoalError
+from shoal.types import SELF, Part, ShoalError, columns
 
 CAPTURE_RADIUS = 0.1
 
@@ -50,8 +50,9 @@ def layout(p: Params) -> Layout:
     if p.curriculum_stage not in (0, 1):
         raise ShoalError(f"simple_spread's curriculum_stage is 0 or 1, not {p.curriculum_stage}")
     check_neighbors(p)
-    seen = 2 * (p.num_landmark_neighbors or p.N) + 4 * (p.num_agent_neighbors or p.N - 1)
-    agents = [Agent(f"agent_{i}", obs_size=4 + seen, size=0.15) for i in range(p.N)]
+    other = Part("other", 2, p.num_agent_neighbors or p.N - 1)  # where they are, and what they say
+    parts = Part(SELF, 4), Part("landmark", 2, p.num_landmark_neighbors or p.N), other, other
+    agents = [Agent(f"agent_{i}", obs_size=columns(parts), size=0.15, parts=parts) for i in range(p.N)]
     return Layout(agents, [Landmark() for _ in range(p.N)], dim_c=2)
 
 

@@ -21,7 +21,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_neighbors,
 )
-from shoal.types import ShoalError
+from shoal.types import SELF, Part, ShoalError, columns
 
 STAGES = (0.5, 0.75, 1.0)  # of the good agents' full speed
 
@@ -55,26 +55,36 @@ def layout(p: Params) -> Layout:
         raise ShoalError(f"simple_tag's curriculum_stage is 0, 1 or 2, not {p.curriculum_stage}")
     check_neighbors(p)
     speed = STAGES[p.curriculum_stage] if p.curriculum else 1.0
-    others = p.num_adversaries + p.num_good - 1
-    seen = 4 + 2 * (p.num_landmark_neighbors or p.num_obstacles) + 2 * (p.num_agent_neighbors or others)
+
+    def parts(num_adversaries: int, num_good: int) -> tuple[Part, ...]:
+        """What is seen of so many others: where they are, then how fast."""
+        good = Part("agent", 2, num_good)
+        others: tuple[Part, ...] = Part("adversary", 2, num_adversaries), good, good
+        if p.num_agent_neighbors:
+            others = (Part("other", 2, p.num_agent_neighbors),) * 2
+        return Part(SELF, 4), Part("obstacle", 2, p.num_landmark_neighbors or p.num_obstacles), *others
+
+    theirs, ours = parts(p.num_adversaries - 1, p.num_good), parts(p.num_adversaries, p.num_good - 1)
     adversaries = [
         Agent(
             f"adversary_{i}",
-            obs_size=seen + 2 * (p.num_agent_neighbors or p.num_good),
+            obs_size=columns(theirs),
             size=0.075,
             accel=3.0,
             max_speed=1.0,
             color=(0.85, 0.35, 0.35),
+            parts=theirs,
         )
         for i in range(p.num_adversaries)
     ]
     good = [
         Agent(
             f"agent_{i}",
-            obs_size=seen + 2 * (p.num_agent_neighbors or p.num_good - 1),
+            obs_size=columns(ours),
             accel=4.0 * speed,
             max_speed=1.3 * speed,
             color=(0.35, 0.85, 0.35),
+            parts=ours,
         )
         for i in range(p.num_good)
     ]

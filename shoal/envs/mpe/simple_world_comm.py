@@ -26,7 +26,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_relative,
 )
-from shoal.types import ShoalError
+from shoal.types import SELF, Part, ShoalError, columns
 
 LEADER = 0  # the first adversary
 WORDS = 4
@@ -56,23 +56,45 @@ def layout(p: Params) -> Layout:
         *[Landmark(size=0.03, color=(0.15, 0.15, 0.65)) for _ in range(p.num_food)],
         *[Landmark(size=0.3, color=(0.6, 0.9, 0.6)) for _ in range(p.num_forests)],
     ]
-    others = p.num_adversaries + p.num_good - 1
-    seen = 4 + 2 * len(landmarks) + 2 * others + p.num_forests + 2 * p.num_good
+    obstacles, food = Part("obstacle", 2, p.num_obstacles), Part("food", 2, p.num_food)
+    landmark = Part(SELF, 4), obstacles, food, Part("forest", 2, p.num_forests)
+    inside, chief, word = Part("forest", 1, p.num_forests), Part("leader", 2), Part(SELF, WORDS)
+    good_ones, mates = Part("agent", 2, p.num_good), Part("agent", 2, p.num_good - 1)  # where they are, then how fast
+    leads = *landmark, Part("adversary", 2, p.num_adversaries - 1), good_ones, good_ones, inside, word
+    theirs = *landmark, chief, Part("adversary", 2, p.num_adversaries - 2), good_ones, good_ones, inside, word
+    ours = *landmark, chief, Part("adversary", 2, p.num_adversaries - 1), mates, inside, mates
     leader = Agent(
         "leadadversary_0",
-        obs_size=seen + WORDS,
+        obs_size=columns(leads),
         size=0.075,
         silent=False,
         accel=3.0,
         max_speed=1.0,
         color=(0.65, 0.15, 0.15),
+        parts=leads,
     )
     adversaries = [
-        Agent(f"adversary_{i}", obs_size=seen + WORDS, size=0.075, accel=3.0, max_speed=1.0, color=(0.95, 0.45, 0.45))
+        Agent(
+            f"adversary_{i}",
+            obs_size=columns(theirs),
+            size=0.075,
+            accel=3.0,
+            max_speed=1.0,
+            color=(0.95, 0.45, 0.45),
+            parts=theirs,
+        )
         for i in range(p.num_adversaries - 1)
     ]
     good = [
-        Agent(f"agent_{i}", obs_size=seen - 2, size=0.045, accel=4.0, max_speed=1.3, color=(0.45, 0.95, 0.45))
+        Agent(
+            f"agent_{i}",
+            obs_size=columns(ours),
+            size=0.045,
+            accel=4.0,
+            max_speed=1.3,
+            color=(0.45, 0.95, 0.45),
+            parts=ours,
+        )
         for i in range(p.num_good)
     ]
     return Layout([leader, *adversaries, *good], landmarks, dim_c=WORDS)

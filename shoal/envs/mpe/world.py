@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
 from shoal.envs.common.pcg64 import compiled
-from shoal.types import ShoalError
+from shoal.types import Part, ShoalError
 
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent of a layout. `obs_size` is the width of what `observe` writes for it."""
+    """An agent of a layout. `obs_size` is the width of what `observe` writes for it, `parts` what that consists of."""
 
     name: str
     obs_size: int
@@ -40,6 +40,7 @@ class Agent:
     accel: float = 5.0
     max_speed: float = np.inf
     color: tuple[float, float, float] = (0.35, 0.35, 0.85)
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
