@@ -55,7 +55,7 @@ PENALTY = tuple(Task("matrix/penalty", (("k", k),), 30_000, 30_000) for k in ("0
 HALF = {"maddpg": ("--update-every", "64")}  # as many updates as the others, in a third of the time
 PARTICLES = (
     Task("mpe/simple_spread", (), 2_000_000, 3_000_000, of=_annealed(3_000_000) | HALF),
-    Task("mpe/simple_speaker_listener", (), 1_000_000, 3_000_000, of=_annealed(3_000_000) | HALF),
+    Task("mpe/simple_speaker_listener", (), 2_000_000, 3_000_000, of=_annealed(3_000_000) | HALF),
 )
 FORAGING = (
     "8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f", "15x15-3p-5f", "15x15-4p-3f", "15x15-4p-5f",
