@@ -96,6 +96,16 @@ HUNT = {
     "entropy": 0.02,
 }
 TASKS["mappo", "comm/predator_prey-easy"] = HUNT
+TASKS["vdn", "comm/predator_prey-easy"] = {
+    "num_envs": 32,
+    "total_steps": 500_000,
+    "anneal_steps": 500_000,
+    "update_every": 32,
+    "batch_size": 256,
+    "epsilon_steps": 50_000,
+    "lr": 1e-3,
+    "gamma": 0.95,
+}
 ROUNDS = {"num_envs": 16, "total_steps": 60_000, "batch_steps": 400}
 # Two equilibria away from the best one, the next better is one player's step away, seen only while both still vary;
 # without k, the best ones ask different things of players that see the same
