@@ -136,11 +136,12 @@ FORAGING = {
     "net.identity": True,  # players that are alike wait for each other, each beside food of its own
     "eval_sampled": True,  # as the published figures: whoever is as likely to wait as to go waits for ever when greedy
 }
+LARGER = {"total_steps": 10_000_000, "anneal_steps": 10_000_000}
 # Not tried: those of the cooperative particle worlds
 FORAGING_VALUES = {**COOPERATIVE, "gamma": 0.99, "net.identity": True}
 for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
     for _algorithm in ("ippo", "mappo"):
-        TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING
+        TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING | (LARGER if "10x10" in _field else {})
     for _algorithm in ("vdn", "qmix"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING_VALUES
 # Both players share their weights: self-play. What is learned must also do against moves that it would never make, so
