@@ -142,7 +142,7 @@ FORAGING_VALUES = {**COOPERATIVE, "gamma": 0.99, "net.identity": True}
 for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
     for _algorithm in ("ippo", "mappo"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING | (LARGER if "10x10" in _field else {})
-    for _algorithm in ("vdn", "qmix"):
+    for _algorithm in ("iql", "vdn", "qmix"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING_VALUES
 # Both players share their weights: self-play. What is learned must also do against moves that it would never make, so
 # exploration stays high, and quick wins count more.

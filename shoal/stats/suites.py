@@ -90,7 +90,7 @@ SUITES: dict[str, Suite] = {
     "lbf": Suite(
         "Papoudakis et al. 2021, table 3: level-based foraging (hours)",
         SIX,
-        tuple(Task(f"lbf/Foraging-{name}", (), 2_000_000, 5_000_000) for name in FORAGING),
+        tuple(Task(f"lbf/Foraging-{name}", (), 2_000_000, 5_000_000, of=_annealed(5_000_000)) for name in FORAGING),
         metric="team_return",
     ),
     "rware": Suite(
