@@ -41,15 +41,21 @@ REPEATED = {
     "buffer_size": 8000,
 }
 LONG = {**REPEATED, "epsilon_steps": 30_000, "buffer_size": 100_000}
-COOPERATIVE = {
+SPEAK = {
     "num_envs": 32,
     "total_steps": 2_000_000,
-    "update_every": 64,
+    "update_every": 32,
     "batch_size": 256,
     "buffer_size": 300_000,
     "warmup": 5000,
-    "epsilon_steps": 100_000,
+    "epsilon_steps": 200_000,
     "gamma": 0.95,
+}
+# What spread learns more from, speaker-listener learns less from: qmix -12.2 in one seed, instead of -7.9
+COOPERATIVE = {
+    **SPEAK,
+    "update_every": 64,
+    "epsilon_steps": 100_000,
     "lr": 1e-3,
     "tau": 0.01,
     "target_every": 1,
@@ -59,8 +65,8 @@ COOPERATIVE = {
 RECALL = {**MATRIX, "num_envs": 16, "total_steps": 100_000, "update_every": 64, "lr": 2e-3, "batch_size": 32}
 for _algorithm in VALUES:
     TASKS[_algorithm, "memory/recall"] = RECALL
-    for _scenario in ("simple_spread", "simple_speaker_listener"):
-        TASKS[_algorithm, f"mpe/{_scenario}"] = COOPERATIVE
+    TASKS[_algorithm, "mpe/simple_spread"] = COOPERATIVE
+    TASKS[_algorithm, "mpe/simple_speaker_listener"] = SPEAK
     for _game in ("two_step", "nonmonotonic"):  # only full exploration shows the team what joint actions pay
         TASKS[_algorithm, f"matrix/{_game}"] = {**(WEIGHTED if _algorithm == "wqmix" else MATRIX), "epsilon_end": 1.0}
     for _game in ("climbing", "penalty"):
