@@ -102,6 +102,15 @@ HUNT = {
     "entropy": 0.02,
 }
 TASKS["mappo", "comm/predator_prey-easy"] = HUNT
+TASKS["mappo", "comm/traffic_junction-easy"] = {
+    **HUNT,
+    "total_steps": 400_000,
+    "anneal_steps": 400_000,
+    "lr": 1e-3,
+    "critic_lr": 1e-3,
+    "entropy": 0.03,
+    "reward": "own",  # who crashes is to blame
+}
 TASKS["vdn", "comm/predator_prey-easy"] = {
     "num_envs": 32,
     "total_steps": 500_000,
