@@ -18,6 +18,7 @@ PARTICLES = {
     "warmup": 10_000,
 }
 
+# In speaker_listener maddpg was tried for 300,000 steps only
 TASKS: dict[tuple[str, str], dict[str, Any]] = {
     (algorithm, f"mpe/{scenario}"): PARTICLES
     for algorithm in ("iddpg", "maddpg", "matd3")

@@ -38,13 +38,14 @@ class Pool(nn.Module):
     def __init__(self, own: int, size: int, kind: Pooling, copies: int, generator: torch.Generator) -> None:
         super().__init__()
         self.embed = Mlp((own + size, WIDTH), copies, generator)
-        self.query = nn.ModuleList([Mlp((own, WIDTH), copies, generator)] if kind == "attention" else [])
+        self.query = [Mlp((own, WIDTH), copies, generator)] if kind == "attention" else []
+        self.stack = nn.ModuleList(self.query)
 
     @torch.no_grad()
     def orthogonal(self, generator: torch.Generator) -> None:
         """Draw all weights anew: sqrt(2) for the ReLU, queries with gain 1."""
         for mlp, gain in ((self.embed, math.sqrt(2)), *((query, 1.0) for query in self.query)):
-            weight, bias = mlp.layers[0]  # type: ignore[index]
+            weight, bias = mlp.layers[0]
             bias.zero_()
             for copy in weight:
                 nn.init.orthogonal_(copy, gain, generator=generator)
@@ -54,7 +55,7 @@ class Pool(nn.Module):
         count = things.shape[2]
         x = torch.cat([own.unsqueeze(2).expand(-1, -1, count, -1), things], -1)
         embedded: Tensor = self.embed(x.flatten(1, 2), some).relu_().view(*things.shape[:3], WIDTH)
-        if not len(self.query):
+        if not self.query:
             return embedded.sum(2) / max(count, 1)
         query = self.query[0](own, some).unsqueeze(2)
         attention = ((query * embedded).sum(-1) / math.sqrt(WIDTH)).softmax(-1)

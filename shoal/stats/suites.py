@@ -52,7 +52,7 @@ def _annealed(steps: int, algorithms: tuple[str, ...] = ("ippo", "mappo")) -> di
 
 PENALTY = tuple(Task("matrix/penalty", (("k", k),), 30_000, 30_000) for k in ("0", "-25", "-50", "-75"))
 # The published budgets are 2 million steps off policy and 20 million on policy (rware: 4 and 40)
-HALF = {"maddpg": ("--update-every", "64")}  # as many updates as the others, in a third of the time
+HALF = {"maddpg": ("--update-every", "64")}  # half as many as with the settings for the task
 PARTICLES = (
     Task("mpe/simple_spread", (), 2_000_000, 3_000_000, of=_annealed(3_000_000) | HALF),
     Task("mpe/simple_speaker_listener", (), 2_000_000, 3_000_000, of=_annealed(3_000_000) | HALF),

@@ -24,7 +24,7 @@ from shoal.envs.mpe.world import (
     write_neighbors,
     write_relative,
 )
-from shoal.types import SELF, Part, ShoalError, columns
+from shoal.types import SELF, Part, ShoalError
 
 ADVERSARY = 0  # agents 1..N are good
 
@@ -48,8 +48,8 @@ def layout(p: Params) -> Layout:
     if nearest:
         theirs, ours = (landmark, Part("other", 2, nearest)), (Part(SELF, 2), landmark, Part("other", 2, nearest))
     red, size = (0.85, 0.35, 0.35), 0.15
-    adversary = Agent("adversary_0", columns(theirs), size=size, collide=False, color=red, parts=theirs)
-    good = [Agent(f"agent_{i}", columns(ours), size=size, collide=False, parts=ours) for i in range(p.N)]
+    adversary = Agent("adversary_0", size=size, collide=False, color=red, parts=theirs)
+    good = [Agent(f"agent_{i}", size=size, collide=False, parts=ours) for i in range(p.N)]
     landmarks = [Landmark(size=0.08, color=(0.15, 0.15, 0.15)) for _ in range(p.N)]
     return Layout([adversary, *good], landmarks, goals=1)
 

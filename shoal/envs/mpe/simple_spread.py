@@ -22,7 +22,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_neighbors,
 )
-from shoal.types import SELF, Part, ShoalError, columns
+from shoal.types import SELF, Part, ShoalError
 
 CAPTURE_RADIUS = 0.1
 
@@ -52,7 +52,7 @@ def layout(p: Params) -> Layout:
     check_neighbors(p)
     other = Part("other", 2, p.num_agent_neighbors or p.N - 1)  # where they are, and what they say
     parts = Part(SELF, 4), Part("landmark", 2, p.num_landmark_neighbors or p.N), other, other
-    agents = [Agent(f"agent_{i}", obs_size=columns(parts), size=0.15, parts=parts) for i in range(p.N)]
+    agents = [Agent(f"agent_{i}", size=0.15, parts=parts) for i in range(p.N)]
     return Layout(agents, [Landmark() for _ in range(p.N)], dim_c=2)
 
 

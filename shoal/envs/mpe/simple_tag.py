@@ -21,7 +21,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_neighbors,
 )
-from shoal.types import SELF, Part, ShoalError, columns
+from shoal.types import SELF, Part, ShoalError
 
 STAGES = (0.5, 0.75, 1.0)  # of the good agents' full speed
 
@@ -66,26 +66,11 @@ def layout(p: Params) -> Layout:
 
     theirs, ours = parts(p.num_adversaries - 1, p.num_good), parts(p.num_adversaries, p.num_good - 1)
     adversaries = [
-        Agent(
-            f"adversary_{i}",
-            obs_size=columns(theirs),
-            size=0.075,
-            accel=3.0,
-            max_speed=1.0,
-            color=(0.85, 0.35, 0.35),
-            parts=theirs,
-        )
+        Agent(f"adversary_{i}", size=0.075, accel=3.0, max_speed=1.0, color=(0.85, 0.35, 0.35), parts=theirs)
         for i in range(p.num_adversaries)
     ]
     good = [
-        Agent(
-            f"agent_{i}",
-            obs_size=columns(ours),
-            accel=4.0 * speed,
-            max_speed=1.3 * speed,
-            color=(0.35, 0.85, 0.35),
-            parts=ours,
-        )
+        Agent(f"agent_{i}", accel=4.0 * speed, max_speed=1.3 * speed, color=(0.35, 0.85, 0.35), parts=ours)
         for i in range(p.num_good)
     ]
     return Layout([*adversaries, *good], [Landmark(size=0.2, collide=True) for _ in range(p.num_obstacles)])

@@ -26,7 +26,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_relative,
 )
-from shoal.types import SELF, Part, ShoalError, columns
+from shoal.types import SELF, Part, ShoalError
 
 LEADER = 0  # the first adversary
 WORDS = 4
@@ -64,37 +64,14 @@ def layout(p: Params) -> Layout:
     theirs = *landmark, chief, Part("adversary", 2, p.num_adversaries - 2), good_ones, good_ones, inside, word
     ours = *landmark, chief, Part("adversary", 2, p.num_adversaries - 1), mates, inside, mates
     leader = Agent(
-        "leadadversary_0",
-        obs_size=columns(leads),
-        size=0.075,
-        silent=False,
-        accel=3.0,
-        max_speed=1.0,
-        color=(0.65, 0.15, 0.15),
-        parts=leads,
+        "leadadversary_0", size=0.075, silent=False, accel=3.0, max_speed=1.0, color=(0.65, 0.15, 0.15), parts=leads
     )
     adversaries = [
-        Agent(
-            f"adversary_{i}",
-            obs_size=columns(theirs),
-            size=0.075,
-            accel=3.0,
-            max_speed=1.0,
-            color=(0.95, 0.45, 0.45),
-            parts=theirs,
-        )
+        Agent(f"adversary_{i}", size=0.075, accel=3.0, max_speed=1.0, color=(0.95, 0.45, 0.45), parts=theirs)
         for i in range(p.num_adversaries - 1)
     ]
     good = [
-        Agent(
-            f"agent_{i}",
-            obs_size=columns(ours),
-            size=0.045,
-            accel=4.0,
-            max_speed=1.3,
-            color=(0.45, 0.95, 0.45),
-            parts=ours,
-        )
+        Agent(f"agent_{i}", size=0.045, accel=4.0, max_speed=1.3, color=(0.45, 0.95, 0.45), parts=ours)
         for i in range(p.num_good)
     ]
     return Layout([leader, *adversaries, *good], landmarks, dim_c=WORDS)

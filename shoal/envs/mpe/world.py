@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
 from shoal.envs.common.pcg64 import compiled
-from shoal.types import Part, ShoalError
+from shoal.types import Part, ShoalError, columns
 
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent of a layout. `obs_size` is the width of what `observe` writes for it, `parts` what that consists of."""
+    """An agent of a layout. `parts` say what `observe` writes for it, or `obs_size` alone, how many numbers."""
 
     name: str
-    obs_size: int
+    obs_size: int = 0
     size: float = 0.05
     movable: bool = True
     collide: bool = True
@@ -41,6 +41,10 @@ class Agent:
     max_speed: float = np.inf
     color: tuple[float, float, float] = (0.35, 0.35, 0.85)
     parts: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.parts:
+            object.__setattr__(self, "obs_size", columns(self.parts))
 
 
 @dataclass(frozen=True)
