@@ -71,6 +71,22 @@ def test_runs_are_grouped_by_what_they_are(tmp_path: Path) -> None:
     assert found.everywhere == ["qmix"]
 
 
+def test_a_setting_that_an_older_shoal_did_not_know_is_its_default(tmp_path: Path) -> None:
+    for seed, (old, new) in enumerate(
+        [({}, {}), ({"processes": 0}, {"hidden": [8, 8], "memory": 0}), ({}, {"memory": 5})]
+    ):
+        directory = a_run(tmp_path, "iql", seed, [1.0, 2.0], **old)
+        file = directory / "config.json"
+        data = json.loads(file.read_text())
+        data["config"]["net"] |= new
+        file.write_text(json.dumps(data))
+    groups = runs.compare(runs.find([tmp_path])).tasks["matrix/climbing"]
+    assert {label: [run.seed for run in members] for label, members in groups.items()} == {
+        "iql (net.memory 0)": [0, 1],
+        "iql (net.memory 5)": [2],
+    }
+
+
 def test_what_counts_as_a_runs_result(tmp_path: Path) -> None:
     a_run(tmp_path, "iql", 0, [9.0, 4.0, 5.0], absolute=3.0)
     a_run(tmp_path, "iql", 1, [1.0, 8.0, 7.0], absolute=2.0)

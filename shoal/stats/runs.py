@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shoal import config
+from shoal import config, registry
 from shoal.evaluate import UNITS
 from shoal.log import read_absolute, read_evaluations
 from shoal.stats.aggregate import Array, Curve
@@ -121,17 +122,24 @@ def unit(metric: str) -> str:
 def load(directory: Path) -> RunResult:
     """A run directory."""
     data = config.read(directory)
+    preset = registry.algorithms().get(data["algorithm"])
     return RunResult(
         directory=directory,
         algorithm=data["algorithm"],
         env=data["env"],
         env_args=data["env_args"],
-        settings=data["settings"],
-        config=data["config"],
+        settings=_complete(config.Settings(), data["settings"]),
+        config=_complete(preset.config, data["config"]) if preset else data["config"],
         versions=data["versions"],
         evaluations=read_evaluations(directory),
         absolute=read_absolute(directory),
     )
+
+
+def _complete(defaults: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them. One that an older shoal did not know was what its default leaves as it was."""
+    known = json.loads(json.dumps(dataclasses.asdict(defaults)))
+    return {k: {**known.get(k, {}), **v} if isinstance(v, dict) else v for k, v in (known | given).items()}
 
 
 def find(places: Iterable[Path]) -> list[RunResult]:
