@@ -222,7 +222,8 @@ class Display:
             self.start_steps = env_steps
         elapsed = max(time.perf_counter() - self.started, 1e-9)
         rate = (env_steps - self.start_steps) / elapsed
-        return rate, (self.total_steps - env_steps) / rate if rate > 0 else float("inf")
+        left = max(self.total_steps - env_steps, 0)  # the last rollout may go beyond
+        return rate, left / rate if rate > 0 else float("inf")
 
     def begin(self, env_steps: int) -> None:
         """Rates count from here."""

@@ -441,3 +441,10 @@ def test_more_mistakes(capsys: Any) -> None:
 
 def needs_level(level: int) -> Any:
     raise AssertionError("not to be called without it")
+
+
+def test_no_time_is_left_when_the_last_rollout_goes_beyond_the_total() -> None:
+    display = log.Display("", 100)
+    display.begin(0)
+    time.sleep(0.01)
+    assert "00:00 left" in display._line(100_000)
