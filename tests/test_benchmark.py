@@ -111,6 +111,20 @@ def test_two_benchmarks_do_not_share_a_directory(tmp_path: Path) -> None:
         pass
 
 
+def test_runs_of_another_suite_count(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    other = dataclasses.replace(TINY, seeds=1)
+    monkeypatch.setitem(SUITES, "other", other)
+    job = benchmark.plan(other, tmp_path / "other")[0]
+    assert cli.main(["train", job.algorithm, job.env, *job.options, "--out", str(job.directory)]) == 0
+    assert [job.state for job in benchmark.plan(TINY, tmp_path / "tiny")] == ["finished", "new"]
+    capsys.readouterr()
+    table = conclude(tmp_path / "tiny", monkeypatch)
+    assert "1 finished, 1 of them by other benchmarks, 0 to continue, 1 new" in capsys.readouterr().out
+    assert "| matrix/two_step | iql | 2 |" in table
+    longer = dataclasses.replace(TINY, tasks=(dataclasses.replace(TINY.tasks[0], off_policy_steps=6000),))
+    assert [job.state for job in benchmark.plan(longer, tmp_path / "longer")] == ["new", "new"]
+
+
 def test_a_run_that_fails_is_told(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(benchmark, "estimate", lambda *_: (0.0, "not measured"))
     monkeypatch.setattr(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import json
@@ -98,7 +99,9 @@ def run(name: str, suite: Suite, options: Benchmark) -> int:
 def _prepare(name: str, jobs: list[Job], parallel: int, out: Path) -> list[Job]:
     """Those that are left, after saying how many and how long they will take."""
     states = [job.state for job in jobs]
-    counts = f"{states.count('finished')} finished, {states.count('started')} to continue, {states.count('new')} new"
+    taken = sum(not job.directory.is_relative_to(out) for job in jobs)
+    finished = f"{states.count('finished')} finished" + f", {taken} of them by other benchmarks" * bool(taken)
+    counts = f"{finished}, {states.count('started')} to continue, {states.count('new')} new"
     print(f"{name}: {len(jobs)} runs ({counts}), {parallel} at a time, in {out}", flush=True)
     left = [job for job, state in zip(jobs, states, strict=True) if state != "finished"]
     if left:
@@ -110,7 +113,7 @@ def _prepare(name: str, jobs: list[Job], parallel: int, out: Path) -> list[Job]:
 def plan(suite: Suite, out: Path) -> list[Job]:
     """Every run of a suite, seed by seed, so that an interrupted one has some of everything."""
     first = [_job(suite, task, algorithm, out) for task in suite.tasks for algorithm in suite.algorithms]
-    return [_seeded(job, seed) for seed in range(suite.seeds) for job in first]
+    return [_made(_seeded(job, seed), out) for seed in range(suite.seeds) for job in first]
 
 
 def _job(suite: Suite, task: Task, algorithm: str, out: Path) -> Job:
@@ -132,6 +135,17 @@ def _seeded(job: Job, seed: int) -> Job:
         options=(*job.options, "--seed", str(seed)),
         run=dataclasses.replace(job.run, settings=settings),
     )
+
+
+def _made(job: Job, out: Path) -> Job:
+    """It, or the same run if another suite, in a directory beside `out` that has its name, has finished that."""
+    if job.state == "new":
+        for name in SUITES:
+            other = dataclasses.replace(job, directory=out.parent / name / job.directory.relative_to(out))
+            with contextlib.suppress(ShoalError):  # the same task and seed, with other settings
+                if other.state == "finished":
+                    return other
+    return job
 
 
 # How long it will take
