@@ -156,10 +156,11 @@ class AgentNet(nn.Module):
         hidden = self.mlp(self._seen(x, agents), some).relu_()
         if not self.memory:
             return self._outward(hidden, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
-        keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
-        if self.shared:
-            keep = keep.repeat_interleave(x.shape[2], 1)
-        after = self.gru(hidden.unflatten(1, keep.shape), self._inward(memory.unsqueeze(0)), keep, some)
+        keep, sequence = None, (len(x), hidden.shape[1] // len(x))
+        if len(x) > 1:
+            keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
+            keep = keep.repeat_interleave(x.shape[2], 1) if self.shared else keep
+        after = self.gru(hidden.unflatten(1, sequence), self._inward(memory.unsqueeze(0)), keep, some)
         after = self._outward(after.flatten(1, 2), x.shape[:-1])[0]
         return after, after
 

@@ -41,21 +41,21 @@ class Gru(nn.Module):
         self.memory_weight, self.memory_bias = draw(width), draw(1)
         self.layers = [(self.input_weight, self.input_bias), (self.memory_weight, self.memory_bias)]
 
-    def forward(self, x: Tensor, memory: Tensor, keep: Tensor, some: slice = slice(None)) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, keep: Tensor | None, some: slice = slice(None)) -> Tensor:
         """A sequence: `[copies, time, rows, size]` -> memory after each step `[copies, time, rows, width]`.
 
         Args:
             memory: before the first step, `[copies, rows, width]`.
-            keep: `[time, rows]` bool; where not, memory is set to 0 before that step.
+            keep: `[time, rows]` bool; where not, memory is set to 0 before that step. None: kept throughout.
             some: of the copies, which `x` and `memory` are for.
         """
         layers = self.layers if some == slice(None) else [(weight[some], bias[some]) for weight, bias in self.layers]
         drive = torch.baddbmm(layers[0][1], x.flatten(1, 2), layers[0][0]).unflatten(1, x.shape[1:3])
-        weights = layers[1]
-        if drive.device.type == "cpu" and drive.dtype == torch.float32:
-            after: Tensor = _Compiled.apply(drive, memory, *weights, keep)
-            return after
-        return plain(drive, memory, *weights, keep)
+        given = drive, memory, *layers[1], torch.ones(x.shape[1:3], dtype=torch.bool) if keep is None else keep
+        if drive.device.type != "cpu" or drive.dtype != torch.float32:
+            return plain(*given)
+        after: Tensor = _Compiled.apply(*given) if torch.is_grad_enabled() else _unroll(*given)[0]
+        return after
 
 
 def plain(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> Tensor:
@@ -71,20 +71,26 @@ def plain(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Ten
     return torch.stack(after, 1)
 
 
+def _unroll(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`plain`, and what its gradient needs: see `_step`."""
+    copies, time, rows, width = *drive.shape[:3], memory.shape[-1]
+    before, after = drive.new_empty(2, copies, time, rows, width)
+    seen = drive.new_empty(copies, time, rows, 4 * width)
+    recalled = drive.new_empty(copies, rows, 3 * width)
+    torch.mul(memory, keep[0].unsqueeze(-1), out=before[:, 0])
+    arrays = [x.detach().numpy() for x in (drive.contiguous(), recalled, keep.contiguous(), seen, after, before)]
+    for t in range(time):
+        torch.baddbmm(bias, before[:, t], weight, out=recalled)
+        _step(t, *arrays)
+    return after, seen, before
+
+
 class _Compiled(torch.autograd.Function):
     """`plain`, with loops compiled by numba."""
 
     @staticmethod
     def forward(ctx: Any, drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> Tensor:
-        copies, time, rows, width = *drive.shape[:3], memory.shape[-1]
-        before, after = drive.new_empty(copies, time, rows, width), drive.new_empty(copies, time, rows, width)
-        seen = drive.new_empty(copies, time, rows, 4 * width)
-        recalled = drive.new_empty(copies, rows, 3 * width)
-        torch.mul(memory, keep[0].unsqueeze(-1), out=before[:, 0])
-        arrays = [x.detach().numpy() for x in (drive.contiguous(), recalled, keep.contiguous(), seen, after, before)]
-        for t in range(time):
-            torch.baddbmm(bias, before[:, t], weight, out=recalled)
-            _step(t, *arrays)
+        after, seen, before = _unroll(drive, memory, weight, bias, keep)
         ctx.save_for_backward(seen, before, weight, keep)
         return after
 
