@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,18 +16,6 @@ Result = TypeVar("Result")
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def portions(size: int, each: int, least: int, most: int) -> list[slice]:
-    """A batch of `size` rows of `each` environment steps in even parts, the same on every machine.
-
-    Results then do not depend on the number of threads. Of at most `most` steps, where a row is not longer; and two, if
-    these have `least`.
-    """
-    steps = size * each
-    count = min(max(math.ceil(steps / most), min(2, steps // least)), size)
-    edges = [size * k // count for k in range(count + 1)]
-    return [slice(*edges[k : k + 2]) for k in range(count)]
 
 
 class Crew:

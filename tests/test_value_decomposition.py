@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import shoal
 from shoal import tree
-from shoal.algorithms import value_decomposition
 from shoal.algorithms.value_decomposition import ValueDecomposition
 from shoal.nets.dense import AgentNet
 from shoal.replay import allocate
@@ -349,36 +348,19 @@ def test_every_network_learns(name: str, shared: bool, memory: int) -> None:
     assert torch.equal(algorithm.target_vector, algorithm.optimizer.vector)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("memory", [0, WIDTH])
-def test_pieces_make_the_same_step(name: str, memory: int, monkeypatch: Any) -> None:
-    settings = {"normalise": True, "sequence": 3, "burn_in": 1, "n_step": 2, "priority": 0.6, "net": {"memory": memory}}
-    batch, steps = random_batch(time=5, memory=memory), []
-    for piece, workers in ((1000, 1), (25, 1), (25, 3)):
-        monkeypatch.setattr(value_decomposition, "PIECE", piece)
-        algorithm = build(name, **settings, batch_size=12, workers=workers)
-        replay = algorithm.experience(1)
-        assert replay.priorities is not None
-        replay.slots, replay.weight = torch.arange(12), torch.linspace(0.1, 1.0, 12)
-        metrics = algorithm.update(batch)
-        steps.append({**metrics, "step": algorithm.optimizer.grad, "priorities": replay.priorities.sums})
-    for key, whole in steps[0].items():
-        assert torch.allclose(whole, steps[1][key], rtol=1e-3, atol=1e-6), key
-        assert torch.equal(steps[1][key], steps[2][key]), key
-
-
 @pytest.mark.parametrize("name", ["iql", "vdn", "qmix"])
 def test_targets_stay_until_the_target_network_moves(name: str) -> None:
     """Whatever the running statistics do: targets in their units would drive them up, and they the targets."""
     algorithm, batch = build(name, normalise=True, target_every=50, double=False), random_batch()
-    before = algorithm._values(batch)[1]
+    none = algorithm.initial_memory(12)
+    before = algorithm._values(batch, none, none)[1]
     for seed in range(49):
         algorithm.update(random_batch(seed=seed))
     assert float(algorithm.norm.scale()[1]) != 1
-    assert torch.equal(algorithm._values(batch)[1], before)
+    assert torch.equal(algorithm._values(batch, none, none)[1], before)
     algorithm.update(batch)
     assert torch.equal(algorithm.target_norm.mean_sum, algorithm.norm.mean_sum)
-    assert not torch.equal(algorithm._values(batch)[1], before)
+    assert not torch.equal(algorithm._values(batch, none, none)[1], before)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -39,11 +39,11 @@ from shoal.nets.normalise import ValueNorm
 from shoal.nets.pool import Pooling, tied
 from shoal.replay import Fresh
 from shoal.returns import gae, mean_weights, outcome
-from shoal.threads import Crew, cores, portions
+from shoal.threads import Crew, cores
 from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
 TEAM = "team"  # the central critic's name, where the others have their group's
-LEAST, PIECE = 400, 3200
+PIECE = 3200
 """Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
 PIECE_BYTES = 2**28
 """That the convolutions of one piece may take: with pictures, pieces are smaller."""
@@ -578,11 +578,16 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 def _pieces(lesson: Lesson, most: int) -> list[Lesson]:
-    """Parts of the batch axis, for one thread each."""
+    """The batch axis in even parts, the same on every machine: results do not depend on the number of threads.
+
+    Of at most `most` environment steps, where a sequence is not longer.
+    """
     if lesson.ended.device.type != "cpu":
         return [lesson]
     time, size = lesson.ended.shape
-    return [tree.index(lesson, (ALL, rows)) for rows in portions(size, time, LEAST, most)]
+    count = min(max(math.ceil(time * size / most), min(2, time * size // 400)), size)
+    edges = [size * k // count for k in range(count + 1)]
+    return [tree.index(lesson, (ALL, slice(*edges[k : k + 2]))) for k in range(count)]
 
 
 def _standardise(x: Tensor, mask: Tensor) -> None:

@@ -35,16 +35,11 @@ from shoal.nets.comm import Talk, Way
 from shoal.nets.conv import Block, Eyes, Kind, flat, real
 from shoal.nets.dense import AgentNet
 from shoal.nets.mixers import Joint, Monotonic, Sum
-from shoal.nets.mlp import ALL
 from shoal.nets.normalise import ValueNorm
 from shoal.nets.pool import Pooling, tied
 from shoal.replay import Replay
 from shoal.returns import mean_weights, n_step, outcome
-from shoal.threads import Crew, cores, portions
 from shoal.types import Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
-
-LEAST, PIECE = 128, 1024
-"""Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +119,6 @@ class Config:
     """Units of the monotonic mixing network."""
     hyper: int = 64
     """Hidden units of the network that makes the mixer's weights from the state, and of weighted QMIX's Q*."""
-    workers: int = 0
-    """Threads that share the gradient of a batch; 0: one a core. Results do not depend on it."""
     net: Net = field(default_factory=Net)
 
 
@@ -154,7 +147,6 @@ class ValueDecomposition:
         # which bootstrap from these values, both would drive each other up without bound
         self.norm, self.target_norm = ValueNorm().to(self.device), ValueNorm().to(self.device)
         self.replay: Replay | None = None
-        self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
     def _net(self, name: str, generator: torch.Generator) -> AgentNet:
         group, net = self.spec.groups[name], self.config.net
@@ -246,44 +238,30 @@ class ValueDecomposition:
         if self.config.anneal_steps:
             self.optimizer.lr = explore.linear(self.config.lr, 0.0, self.env_steps / self.config.anneal_steps)
         batch = tree.to(batch, self.device)
-        found = self.crew.map(self._values, self._pieces(batch))
-        sizes = [target.shape[1] for _, target, _ in found]
-        target, present = (torch.cat(parts, 1) for parts in zip(*(rest for _, *rest in found), strict=True))
+        start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
+        batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
+        values, target, present = self._values(batch, *start)
+        present = present[: len(target)]
         weights = mean_weights(present)
         if self.config.normalise:
             self.norm.update(target, weights)
         if self.config.priority and self.replay is not None:
             importance = self.replay.weight.to(self.device)
             weights = weights * importance.view(1, -1, 1)
-        parts = zip((values for values, _, _ in found), target.split(sizes, 1), weights.split(sizes, 1), strict=True)
-        losses, grads, errors = zip(*self.crew.map(self._gradient, list(parts)), strict=True)
-        torch.sum(torch.stack(grads), 0, out=self.optimizer.grad)
-        norm = self.optimizer.step()
-        if self.updates % self.config.target_every == 0:
-            optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
-            self.target_norm.follow(self.norm, self.config.tau)
-        if self.config.priority and self.replay is not None:
-            self.replay.prioritise(_priority(torch.cat(errors, 1).abs() * present))
-        q = torch.cat([values[0].detach() for values, _, _ in found], 1)
-        return {"loss": torch.stack(losses).sum(), "q": self.norm.restore(q).mean(), "grad_norm": norm}
-
-    def _pieces(self, batch: Batch) -> list[Batch]:
-        """Parts of the batch axis, for one thread each."""
-        if self.device.type != "cpu":
-            return [batch]
-        time, size = batch.ended.shape
-        return [tree.index(batch, (ALL, rows)) for rows in portions(size, time, LEAST, PIECE)]
-
-    def _gradient(self, part: tuple[list[Tensor], Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, its gradient, and errors, of values, their targets and weights."""
-        values, target, weights = part
         errors = [value[: len(target)] - self.norm.normalise(target) for value in values]
         doubt = torch.where(errors[0] < 0, 1.0, self.config.weight)
         loss = (weights * doubt * errors[0].square()).sum()
         for error in errors[1:]:
             loss = loss + (weights * error.square()).sum()
-        grads = torch.autograd.grad(loss, self.optimizer.parameters)
-        return loss.detach(), self.optimizer.join(grads), errors[0].detach()
+        self.optimizer.grad.zero_()
+        loss.backward()
+        norm = self.optimizer.step()
+        if self.updates % self.config.target_every == 0:
+            optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
+            self.target_norm.follow(self.norm, self.config.tau)
+        if self.config.priority and self.replay is not None:
+            self.replay.prioritise(_priority(errors[0].detach().abs() * present))
+        return {"loss": loss.detach(), "q": self.norm.restore(values[0].detach()).mean(), "grad_norm": norm}
 
     @torch.no_grad()
     def _warm(self, nets: dict[str, AgentNet], batch: Batch) -> Groups:
@@ -298,13 +276,11 @@ class ValueDecomposition:
             memory[name] = after * ~ended[-1].view(-1, 1, 1)
         return memory
 
-    def _values(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _values(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[list[Tensor], Tensor, Tensor]:
         """Q_tot (with a weight, Q* too), the target of both, and where to learn, `[time, batch, 1]`.
 
-        For IQL `[time, batch, agent]`. Targets end earlier than values by what they need of later rewards.
+        For IQL `[time, batch, agent]`.
         """
-        start, target_start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
-        batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
         taken, following, chosen, next_chosen = [], [], [], []
         q, next_q, target_q = self._q(batch, start, target_start)
         for name, agents in batch.groups.items():
@@ -330,8 +306,7 @@ class ValueDecomposition:
                     next_value = self.target_joint(next_state, _flat_cat(next_chosen)).unsqueeze(-1)
         reward, terminated, present = outcome(batch, self.config.reward, team=self.config.mixer != "none")
         ended, next_value = batch.ended.unsqueeze(-1), self.target_norm.restore(next_value)
-        target = n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step)
-        return values, target, present[: len(target)]
+        return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step), present
 
     def _q(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[Groups, Groups, Groups]:
         """Values of the steps; and of their successors, without gradient, by which to choose and by which to judge."""
@@ -386,8 +361,6 @@ class ValueDecomposition:
 
 
 def _check(spec: EnvSpec, config: Config) -> None:
-    if config.workers < 0:
-        raise ShoalError(f"workers must not be negative, but is {config.workers}")
     for name, group in spec.groups.items():
         if not isinstance(group.action, Discrete):
             raise ShoalError(

@@ -130,7 +130,7 @@ def _tanh(x: Any) -> Any:
     return x * p / q
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", nogil=True, _nrt=False)
+@njit(cache=True, fastmath=True, error_model="numpy", _nrt=False)
 def _step(t: int, drive: Array, recalled: Array, keep: Array, seen: Array, after: Array, before: Array) -> None:
     """From products to memory: fills `seen` (r, z, n, U_n h + c_n), `after` and the next step's `before`."""
     half, one = np.float32(0.5), np.float32(1.0)
@@ -153,7 +153,7 @@ def _step(t: int, drive: Array, recalled: Array, keep: Array, seen: Array, after
                     following[j] = kept * out[j]
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", nogil=True, _nrt=False)
+@njit(cache=True, fastmath=True, error_model="numpy", _nrt=False)
 def _step_back(
     t: int,
     grad: Array,
