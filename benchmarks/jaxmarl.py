@@ -14,6 +14,7 @@ core, run the whole under `taskset -c 0`.
 
     iql_rnn, vdn_rnn, qmix_rnn    as shipped, and shoal with the same sizes and settings
     iql_own, vdn_own, qmix_own    as shipped, and shoal with its own settings for the task (without memory)
+    vdn_fast                      as shipped, and shoal with the settings with which it learns most in a minute
     ippo_ff, ippo_rnn, mappo_rnn  as shipped
     ippo_rnn_16, mappo_rnn_16     as shipped, and shoal learning memory through 16 steps instead of 128
     ippo_ff_best                  with 512 environments, rollouts of 25 steps and 1 minibatch
@@ -22,8 +23,11 @@ Q-learning as shipped: 8 environments; rollouts of 26 steps, which are whole epi
 update of 32 sequences of 26 steps, none in the first 10,000 steps; a replay of 5000 episodes; Dense 64, GRU 64, linear;
 a mixer of 32 units, its hypernetworks 128 wide.
 
-Not theirs: one seed without vmap over seeds; TOTAL_TIMESTEPS; TEST_DURING_TRAINING off (512 episodes, 20 times a run);
-a `wandb` module whose `log` does nothing, since the PPO scripts log after every update whatever their settings say.
+Returns are those of the last run, over 512 greedy episodes, per agent (theirs report three times that). With
+`--steps 10000000`, as theirs is shipped, they say which rates can be compared.
+
+Not theirs: one seed without vmap over seeds; TOTAL_TIMESTEPS; tests (512 episodes) twice a run instead of 20 times; a
+`wandb` module whose `log` does nothing, since the PPO scripts log after every update whatever their settings say.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -47,6 +52,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # theirs runs where there is neither
     import shoal
 
+TASK, TESTS = "mpe/simple_spread", 512
 WARM_STEPS = 15_000  # of shoal, before the clock starts: more than any warmup
 
 
@@ -68,7 +74,7 @@ class Theirs:
 
 def q_learning(name: str) -> Theirs:
     configs = ("QLearning/config/config.yaml", "QLearning/config/alg/ql_rnn_mpe.yaml")
-    return Theirs(f"QLearning/{name}.py", configs, 18_000, {"TEST_DURING_TRAINING": False})
+    return Theirs(f"QLearning/{name}.py", configs, 18_000, {"TEST_INTERVAL": 1.0})
 
 
 def ppo(folder: str, script: str, config: str, rate: int, **changes: int) -> Theirs:
@@ -102,17 +108,16 @@ class Ours:
         import shoal
         from shoal import presets
 
-        task = "mpe/simple_spread"
-        settings = dict(presets.task(self.algorithm, task) if self.settings is None else self.settings)
+        settings = dict(presets.task(self.algorithm, TASK) if self.settings is None else self.settings)
         settings.pop("total_steps", None)
         num_envs = settings.pop("num_envs", self.num_envs)
         if self.algorithm in POLICIES:
             settings["workers"] = threads
-        env = shoal.make(task, num_envs, max_cycles=26)
+        env = shoal.make(TASK, num_envs, max_cycles=26)
         return shoal.build(self.algorithm, env.spec, **settings), env
 
-    def run(self, steps: int, threads: int) -> float:
-        """Environment steps a second over `steps` of them, from nothing."""
+    def run(self, steps: int, threads: int, *, judge: bool = False) -> tuple[float, float]:
+        """Environment steps a second over `steps` of them, from nothing; and, where to `judge`, the greedy return."""
         import shoal
 
         start = time.perf_counter()
@@ -120,7 +125,9 @@ class Ours:
         played = 0
         for progress in shoal.train(algorithm, env, steps, threads=1 if self.algorithm in POLICIES else threads):
             played = progress.env_steps
-        return played / (time.perf_counter() - start)
+        rate = played / (time.perf_counter() - start)
+        found = shoal.evaluate(algorithm, shoal.make(TASK, TESTS, max_cycles=26), TESTS).agent_return if judge else None
+        return rate, math.nan if found is None else float(found.mean())
 
 
 def ours_same(algorithm: str) -> Ours:
@@ -162,9 +169,23 @@ def ours_ppo(
     return Ours(against, against.split("_")[0], num_envs, settings)
 
 
+FAST = {
+    "batch_size": 512,
+    "update_every": 1024,
+    "warmup": 5000,
+    "buffer_size": 300_000,
+    "epsilon_steps": 500_000,
+    "lr": 2e-3,
+    "anneal_steps": 10_000_000,
+    "gamma": 0.95,
+    "tau": 0.01,
+    "target_every": 1,
+    "net": {"identity": False},
+}
 OURS = {
     **{f"{name}_rnn": ours_same(name) for name in ("iql", "vdn", "qmix")},
     **{f"{name}_own": Ours(f"{name}_rnn", name) for name in ("iql", "vdn", "qmix")},
+    "vdn_fast": Ours("vdn_rnn", "vdn", 512, FAST),
     "ippo_ff": ours_ppo("ippo_ff", hidden=(64, 64)),
     "ippo_ff_best": ours_ppo("ippo_ff_best", hidden=(64, 64), num_envs=512, rollout=25, minibatches=1),
     "ippo_rnn": ours_ppo("ippo_rnn", hidden=(128,), memory=128, minibatches=2),
@@ -196,9 +217,12 @@ def child(name: str, checkout: Path, steps: int) -> None:
     env_steps = config["NUM_UPDATES"] * config["NUM_STEPS"] * config["NUM_ENVS"]
     for _ in sys.stdin:
         start = time.perf_counter()
-        jax.block_until_ready(compiled(key))
+        trained = jax.block_until_ready(compiled(key))
         seconds = time.perf_counter() - start
         measured = {"env_steps": env_steps, "seconds": seconds, "compile_seconds": compile_seconds}
+        if "TEST_INTERVAL" in config:
+            tested = trained["runner_state"][2]["returned_episode_returns"]
+            measured["return"] = float(tested) / 3  # of three agents, each with three times its reward
         print(json.dumps(measured), file=out, flush=True)
 
 
@@ -264,19 +288,23 @@ def compare(
     measured: dict[str, float] = {}
     published: list[float] = []
     rates: dict[str, list[float]] = {name: [] for name in names}
+    returns: dict[str, float] = {}
     for repeat in range(repeats):
         measured = run()
         published.append(measured["env_steps"] / measured["seconds"])
         for name in names:
             if not repeat:
                 OURS[name].run(WARM_STEPS, threads)
-            rates[name].append(OURS[name].run(int(measured["env_steps"]), threads))
+            rate, returns[name] = OURS[name].run(int(measured["env_steps"]), threads, judge=repeat == repeats - 1)
+            rates[name].append(rate)
     theirs, rows = statistics.median(published), []
     for name in names or [against]:
         ours = statistics.median(rates[name]) if names else 0.0
         cells = f"{ours:,.0f} | {ours / theirs:.2f}" if names else "- | -"
+        learned = f"{measured.get('return', math.nan):.2f} | {returns.get(name, math.nan):.2f}"
         rows.append(
-            f"| {name} | {measured['env_steps']:,.0f} | {theirs:,.0f} | {cells} | {measured['compile_seconds']:.0f} |"
+            f"| {name} | {measured['env_steps']:,.0f} | {theirs:,.0f} | {cells} | {learned} | "
+            f"{measured['compile_seconds']:.0f} |"
         )
     return rows
 
@@ -331,8 +359,8 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     print(f"simple_spread, 3 agents; environment steps a second, median of {chosen.repeats} runs")
     print(f"JaxMARL on {cores} cores, shoal on {chosen.threads} thread{'s' * (chosen.threads != 1)}\n")
-    print("| | steps of a run | JaxMARL | shoal | ratio | JaxMARL compiles, s |")
-    print("|---|---|---|---|---|---|")
+    print("| | steps of a run | JaxMARL | shoal | ratio | its return | shoal's | JaxMARL compiles, s |")
+    print("|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
 
 
