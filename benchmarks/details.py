@@ -3,8 +3,8 @@
     python benchmarks/details.py [--out runs/details] [--seeds 3] [--steps 500000] [--jobs N]
 
 Everything else is as `shoal train mappo mpe/simple_spread` has it, with learning rates that fall over the steps there
-are. Prints the absolute metric (the best of 20 checkpoints, over 320 greedy episodes on other starts), per agent: the mean
-over the seeds, and each. Runs that have finished in `--out` are not run again.
+are. Prints the absolute metric (the best of 20 checkpoints, over 320 greedy episodes on other starts) per agent: the
+mean over the seeds, and each. Runs that have finished in `--out` are not run again.
 """
 
 from __future__ import annotations

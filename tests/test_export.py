@@ -20,7 +20,12 @@ import torch
 import shoal
 from shoal import checkpoint, cli, experiment, export
 from shoal.algorithms import ddpg, ppo, value_decomposition
-from shoal.export import ENVS, STEPS, Agent, check, players, write
+from shoal.export import files as writing
+from shoal.export import same
+from shoal.export.agent import Agent
+from shoal.export.files import write
+from shoal.export.player import players
+from shoal.export.same import ENVS, STEPS, check
 from shoal.nets.comm import Way
 from shoal.teams.league import League
 from shoal.types import Action, Algorithm, Box, Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, View
@@ -177,7 +182,7 @@ class Traced:
 def test_the_equations_of_one_agent_are_those_of_the_batch(
     way: Way, memory: int, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_sessions", lambda player, *_: {n: Traced(a) for n, a in player.agents().items()})
+    monkeypatch.setattr(same, "_sessions", lambda player, *_: {n: Traced(a) for n, a in player.agents().items()})
     net = {"comm": way, "rounds": 2, "heads": 2, "message": 6, "memory": memory, "shared": shared, "identity": True}
     policy = (on_policy if memory else valued)(spec(masked=True, other=True), **net)
     assert all(
@@ -199,7 +204,7 @@ def test_the_equations_of_one_agent_are_those_of_the_batch(
     ],
 )
 def test_actions_and_observations_of_all_kinds(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_sessions", lambda player, *_: {n: Traced(a) for n, a in player.agents().items()})
+    monkeypatch.setattr(same, "_sessions", lambda player, *_: {n: Traced(a) for n, a in player.agents().items()})
     policy = build()
     assert all(x["largest_difference"] < 1e-5 for x in check(policy, Shows(policy.spec, 2), Path(), {}).values())
 
@@ -286,7 +291,7 @@ def test_files_that_differ_are_not_left_behind(
 
 
 def test_other_actions_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_sessions", lambda player, *_: {n: Traced(a) for n, a in player.agents().items()})
+    monkeypatch.setattr(same, "_sessions", lambda player, *_: {n: Traced(a) for n, a in player.agents().items()})
     monkeypatch.setattr(
         Agent, "_decide", lambda self, out, now: ((a := out.argmax(1)) + (torch.arange(len(a)) == 5), out)
     )
@@ -299,7 +304,7 @@ def test_an_environments_own_actions_are_described(relay: Any) -> None:
     env = shoal.make(f"{Path(__file__).parent / 'conftest.py'}:Relay")
     groups: dict[str, Any] = {}
     for adapter in env.adapters.values():  # type: ignore[attr-defined]
-        groups[adapter.agent] = export._environment(adapter)["action"]
+        groups[adapter.agent] = writing._environment(adapter)["action"]
     runner, caller = groups["runner_1"], groups["caller_0"]
     assert (runner["low"], runner["high"], runner["dtype"]) == ([0.0, -2.0], [1.0, 4.0], "float32")
     assert (caller["kind"], caller["start"]) == ("Discrete", 1)
