@@ -20,15 +20,26 @@ import torch
 import shoal
 from shoal import checkpoint, cli, experiment, export
 from shoal.algorithms import ddpg, ppo, value_decomposition
+from shoal.export import Agent, check, players, same, write
 from shoal.export import files as writing
-from shoal.export import same
-from shoal.export.agent import Agent
-from shoal.export.files import write
-from shoal.export.player import players
-from shoal.export.same import ENVS, STEPS, check
+from shoal.export.same import ENVS, STEPS
 from shoal.nets.comm import Way
 from shoal.teams.league import League
-from shoal.types import Action, Algorithm, Box, Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, View
+from shoal.types import (
+    SELF,
+    Action,
+    Algorithm,
+    Box,
+    Discrete,
+    EnvSpec,
+    Groups,
+    GroupSpec,
+    Part,
+    ShoalError,
+    Step,
+    View,
+    columns,
+)
 
 for package in export.PACKAGES:
     pytest.importorskip(package)
@@ -75,8 +86,10 @@ def spec(
     obs: tuple[int, ...] = (3,),
     image: bool = False,
     other: bool = False,
+    parts: tuple[Part, ...] = (),
 ) -> EnvSpec:
-    groups = {"runner": GroupSpec(("runner_0", "runner_1"), obs, action, masked, image)}
+    obs = (columns(parts),) if parts else obs
+    groups = {"runner": GroupSpec(("runner_0", "runner_1"), obs, action, masked, image, parts)}
     if other:  # unlike agents
         groups["caller"] = GroupSpec(("ann", "bob", "cid"), (5,), Discrete(3))
     return EnvSpec(groups)
@@ -135,6 +148,7 @@ def compare_alone(policy: Algorithm, folder: Path, steps: int = 6) -> None:
 
 
 MEMORY = {"memory": 8, "shared": False}
+SEEN = Part("ball", 2, 3), Part(SELF, 2), Part("other", 1), Part("ball", 1, 3), Part("gone", 2, 0), Part(SELF, 1)
 CASES = {
     "shared": lambda: on_policy(spec(other=True)),
     "numbered, masked": lambda: valued(spec(masked=True), identity=True),
@@ -143,6 +157,9 @@ CASES = {
     "deterministic": lambda: deterministic(spec(Box(2))),
     "pictures": lambda: on_policy(spec(obs=(12, 13, 3), image=True), shared=False),
     "attention": lambda: on_policy(spec(Box(2), other=True), comm="attention", message=8, heads=2, memory=8),
+    "pooled by attention": lambda: valued(spec(masked=True, parts=SEEN), pool="attention", **MEMORY),
+    "pooled, numbered": lambda: valued(spec(parts=SEEN), pool="mean", identity=True),
+    "pooled, nothing of its own": lambda: on_policy(spec(Box(2), parts=SEEN[:1]), pool="attention"),
     "gated": lambda: valued(spec(masked=True), comm="gated", message=4, rounds=2, **MEMORY),
 }
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 import shoal
 from shoal.envs.common.spaces import AgentAdapter
-from shoal.export import players
 from shoal.nets.conv import Block
 from shoal.nets.dense import AgentNet
 from shoal.nets.normalise import ValueNorm
@@ -331,12 +330,6 @@ def test_columns_share_statistics() -> None:
 
 
 # The loop
-
-
-def test_networks_that_pool_are_not_exported() -> None:
-    spec = shoal.make("mpe/simple_spread").spec
-    with pytest.raises(ShoalError, match="networks that pool"):
-        players(shoal.build("ippo", spec, net={"pool": "mean"}))
 
 
 @pytest.mark.parametrize("name", ["ippo", "vdn"])

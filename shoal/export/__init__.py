@@ -12,8 +12,9 @@ with all that they have heard so far: the k-th answer's `message[:, k]` is what 
 last answer's `action` and `next_memory` count. `policy.json` beside the files says what must be known to run them.
 """
 
-from shoal.export.files import FILE, PACKAGES, export, write
+from shoal.export.agent import Agent
+from shoal.export.files import FILE, PACKAGES, export, to_onnx, write
 from shoal.export.player import players
 from shoal.export.same import TOLERANCE, check
 
-__all__ = ["FILE", "PACKAGES", "TOLERANCE", "check", "export", "players", "write"]
+__all__ = ["FILE", "PACKAGES", "TOLERANCE", "Agent", "check", "export", "players", "to_onnx", "write"]

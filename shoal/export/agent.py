@@ -13,7 +13,8 @@ from shoal import actions
 from shoal.nets.comm import UNHEARD
 from shoal.nets.conv import Conv, real
 from shoal.nets.dense import AgentNet
-from shoal.types import Discrete, Groups, GroupSpec
+from shoal.nets.pool import WIDTH, Pool, Sight
+from shoal.types import SELF, Discrete, Groups, GroupSpec
 
 
 class Layer(nn.Module):
@@ -58,6 +59,43 @@ class Pictures(nn.Module):
         return x[:, 0] if self.copies == 1 else x.gather(1, agent.view(-1, 1, 1).expand(-1, 1, x.shape[2])).squeeze(1)
 
 
+class Things(nn.Module):
+    """Things of a kind, `Pool`'s equations: `[batch, own]` and `[batch, thing, size] -> [batch, WIDTH]`."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self.embed = Layer(*pool.embed.layers[0])
+        self.query = Layer(*pool.query[0].layers[0]) if pool.query else None
+
+    def forward(self, own: Tensor, things: Tensor, agent: Tensor) -> Tensor:
+        count = things.shape[1]
+        x = torch.cat([own.unsqueeze(1).expand(-1, count, -1), things], 2).flatten(0, 1)
+        embedded = self.embed(x, agent.unsqueeze(1).expand(-1, count).flatten()).relu().unflatten(0, (-1, count))
+        if self.query is None:
+            return embedded.mean(1)  # type: ignore[no-any-return]
+        score = (embedded @ self.query(own, agent).unsqueeze(2)) / math.sqrt(WIDTH)
+        return (score.softmax(1) * embedded).sum(1)  # type: ignore[no-any-return]
+
+
+class Pooled(nn.Module):
+    """An observation whose things are pooled, `Sight`'s equations: `[batch, columns] -> [batch, features]`."""
+
+    def __init__(self, sight: Sight) -> None:
+        super().__init__()
+        self.parts, self.widths, self.names = sight.parts, sight.widths, sight.names
+        self.pools = nn.ModuleList(Things(pool) for pool in sight.pools)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, agent: Tensor) -> Tensor:
+        seen = list(zip(self.parts, x.split(self.widths, 1), strict=True))
+        own = torch.cat([x[:, :0], *[columns for part, columns in seen if part.name == SELF]], 1)
+        found = [own]
+        for name, pool in zip(self.names, self.pools, strict=True):
+            rows = [c.unflatten(1, (part.count, part.size)) for part, c in seen if part.name == name]
+            things = torch.cat(rows, 2)
+            found.append(pool(own, things, agent) if things.shape[1] else x.new_zeros(x.shape[0], WIDTH))
+        return torch.cat(found, 1)
+
+
 class Agent(nn.Module):
     """Any one agent of a group: the equations of `AgentNet`, `Channel` and `actions.greedy`, a row an agent.
 
@@ -80,7 +118,9 @@ class Agent(nn.Module):
         self.memory = net.memory
         self.register_buffer("identity", net.identity.detach().cpu().clone())
         self.register_buffer("log_std", log_std.detach().cpu().clone())
-        self.pictures = Pictures(net.eyes.convs[0]) if net.eyes.convs else None
+        self.eyes: Pictures | Pooled | None = Pictures(net.eyes.convs[0]) if net.eyes.convs else None
+        if net.eyes.sights:
+            self.eyes = Pooled(net.eyes.sights[0])
         layers = [*net.mlp.layers, *(net.head.layers if net.split else [])]
         self.hidden = nn.ModuleList(Layer(*layer) for layer in layers[:-1])
         self.head = Layer(*layers[-1])
@@ -117,7 +157,7 @@ class Agent(nn.Module):
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         now = dict(zip(self.inputs, given, strict=True))
         agent, x = now["agent"], real(now["obs"])
-        x = self.pictures(x, agent) if self.pictures else x.flatten(1)
+        x = self.eyes(x, agent) if self.eyes else x.flatten(1)
         if self.identity.shape[1]:
             x = torch.cat([x, self.identity[agent]], 1)
         for layer in self.hidden:

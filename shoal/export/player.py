@@ -85,8 +85,6 @@ def players(policy: Algorithm) -> list[Player]:
 
 def _known(policy: Algorithm) -> Learner:
     if isinstance(policy, Learner):
-        if isinstance(policy, PPO | ValueDecomposition) and policy.config.net.pool != "none":
-            raise ShoalError(f"networks that pool things cannot be exported: net.pool is {policy.config.net.pool}")
         return policy
     if isinstance(policy, Hierarchy):
         raise ShoalError(
