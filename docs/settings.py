@@ -25,7 +25,14 @@ TABLE = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """The string below each field of a dataclass."""
+    """The string below each field of a dataclass, or of one that it extends."""
+    found: dict[str, str] = {}
+    for base in reversed([k for k in kind.__mro__ if dataclasses.is_dataclass(k)]):
+        found |= _strings(base)
+    return found
+
+
+def _strings(kind: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     found, field = {}, ""

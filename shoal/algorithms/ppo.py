@@ -30,13 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shoal import actions, explore, optim, tree
-from shoal.nets import together
-from shoal.nets.comm import Talk, Way
-from shoal.nets.conv import Block, Kind, flat, real
+from shoal.nets import settings, together
+from shoal.nets.conv import Block, flat, real
 from shoal.nets.dense import AgentNet, orthogonal
 from shoal.nets.mlp import ALL
 from shoal.nets.normalise import ValueNorm
-from shoal.nets.pool import Pooling, tied
 from shoal.replay import Fresh
 from shoal.returns import gae, mean_weights, outcome
 from shoal.threads import Crew, cores
@@ -53,28 +51,7 @@ Turn = dict[str, slice]
 
 
 @dataclass(frozen=True)
-class Net:
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
-    memory: int = 0
-    """Width of the recurrent unit (GRU) between the hidden layers and the actions; 0: no memory."""
-    shared: bool = True
-    """One set of weights for all agents of a group instead of one each."""
-    identity: bool = False
-    """Tell agents that share weights apart by a number in their input: where what they see does not."""
-    conv: Kind = "auto"
-    """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
-    pool: Pooling = "none"
-    """How things of a kind are seen, of which there may be any number (landmarks, others): beside each other (none), or
-    as one vector: their mean, or what the agent attends to."""
-    comm: Way = "none"
-    """How agents talk before they act: none, mean (CommNet), attention (TarMAC), gated (after IC3Net)."""
-    message: int = 32
-    """Numbers in a message."""
-    rounds: int = 1
-    """Messages of each agent in each step."""
-    heads: int = 1
-    """Of attention."""
+class Net(settings.Net):
     orthogonal: bool = True
     """Draw initial weights orthogonal, with biases 0."""
     gain: float = 0.01
@@ -145,12 +122,7 @@ class Actor(nn.Module):
         super().__init__()
         self.box, self.std_of_state = isinstance(group.action, Box), net.std_of_state
         size = group.action.size
-        self.net = AgentNet(
-            group.num_agents, (group.obs_size, *net.hidden, size * (1 + (self.box and net.std_of_state))),
-            shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
-            blocks=(Block(group.obs_shape, parts=group.parts),), conv=net.conv, pool=net.pool,
-            talk=Talk(net.comm, net.message, net.rounds, net.heads),
-        )  # fmt: skip
+        self.net = net.build(group, size * (1 + (self.box and net.std_of_state)), generator)
         if net.orthogonal:
             orthogonal(self.net, net.gain, generator)
         if self.box:
@@ -524,7 +496,7 @@ class PPO:
     def tied(self) -> list[str]:
         """See `Scalable`."""
         central = self.config.value == "central" and self.config.reward == "own"
-        return tied(self.config.net) + ["reward to sum or mean"] * central
+        return self.config.net.tied() + ["reward to sum or mean"] * central
 
     @property
     def _optimizers(self) -> list[optim.Adam]:

@@ -30,41 +30,20 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
-from shoal.nets import together
-from shoal.nets.comm import Talk, Way
-from shoal.nets.conv import Block, Eyes, Kind, flat, real
+from shoal.nets import settings, together
+from shoal.nets.conv import Block, Eyes, flat, real
 from shoal.nets.dense import AgentNet
 from shoal.nets.mixers import Joint, Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
-from shoal.nets.pool import Pooling, tied
 from shoal.replay import Replay
 from shoal.returns import mean_weights, n_step, outcome
 from shoal.types import Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
 
 
 @dataclass(frozen=True)
-class Net:
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
-    memory: int = 0
-    """Width of the recurrent unit (GRU) between the hidden layers and the values; 0: no memory."""
-    shared: bool = True
-    """One set of weights for all agents of a group instead of one each."""
+class Net(settings.Net):
     identity: bool = True
     """Tell agents that share weights apart by a number in their input."""
-    conv: Kind = "auto"
-    """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
-    pool: Pooling = "none"
-    """How things of a kind are seen, of which there may be any number (landmarks, others): beside each other (none), or
-    as one vector: their mean, or what the agent attends to."""
-    comm: Way = "none"
-    """How agents talk before they act: none, mean (CommNet), attention (TarMAC), gated (after IC3Net)."""
-    message: int = 32
-    """Numbers in a message."""
-    rounds: int = 1
-    """Messages of each agent in each step."""
-    heads: int = 1
-    """Of attention."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +111,7 @@ class ValueDecomposition:
         self.env_steps = self.updates = 0
         self.length = config.sequence or (25 if config.net.memory else 1)
         generator = torch.Generator().manual_seed(seed)
-        self.nets = {name: self._net(name, generator) for name in spec.groups}
+        self.nets = {n: config.net.build(group, group.action.size, generator) for n, group in spec.groups.items()}
         self.eyes = self._eyes(generator)
         self.mixer, self.joint = self._mixer(generator), self._joint(generator)
         learned = self.nets, self.eyes, self.mixer, self.joint
@@ -147,15 +126,6 @@ class ValueDecomposition:
         # which bootstrap from these values, both would drive each other up without bound
         self.norm, self.target_norm = ValueNorm().to(self.device), ValueNorm().to(self.device)
         self.replay: Replay | None = None
-
-    def _net(self, name: str, generator: torch.Generator) -> AgentNet:
-        group, net = self.spec.groups[name], self.config.net
-        sizes = (group.obs_size, *net.hidden, group.action.size)
-        return AgentNet(
-            group.num_agents, sizes, shared=net.shared, identity=net.identity, memory=net.memory, generator=generator,
-            blocks=(Block(group.obs_shape, parts=group.parts),), conv=net.conv, pool=net.pool,
-            talk=Talk(net.comm, net.message, net.rounds, net.heads),
-        )  # fmt: skip
 
     def _eyes(self, generator: torch.Generator) -> Eyes:
         """What the mixer and Q* see of the state: where it is everybody's pictures, their features."""
@@ -337,7 +307,7 @@ class ValueDecomposition:
         """See `Scalable`."""
         config = self.config
         mixer = ["mixer to sum or none"] * (config.mixer == "monotonic")
-        return tied(config.net) + mixer + ["weight to 1"] * (config.weight != 1)
+        return config.net.tied() + mixer + ["weight to 1"] * (config.weight != 1)
 
     @property
     def _modules(self) -> tuple[nn.Module, ...]:

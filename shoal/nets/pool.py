@@ -14,7 +14,7 @@ things c is 0. Agents are pooled as things are, where values see everybody: ther
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,26 +99,3 @@ class Sight(nn.Module):
 def things(parts: tuple[Part, ...]) -> list[str]:
     """The kinds of which there may be any number."""
     return list(dict.fromkeys(part.name for part in parts if part.name != SELF))
-
-
-class Settings(Protocol):
-    """Of an algorithm's networks."""
-
-    @property
-    def pool(self) -> Pooling: ...
-
-    @property
-    def shared(self) -> bool: ...
-
-    @property
-    def identity(self) -> bool: ...
-
-
-def tied(net: Settings) -> list[str]:
-    """Settings to change before a network's weights fit any number of agents."""
-    found = {
-        "net.pool to mean or attention": net.pool == "none",
-        "net.shared to True": not net.shared,
-        "net.identity to False": net.shared and net.identity,
-    }
-    return [change for change, needed in found.items() if needed]
