@@ -211,14 +211,13 @@ class ValueDecomposition:
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
         values, target, present = self._values(batch, *start)
-        present = present[: len(target)]
         weights = mean_weights(present)
         if self.config.normalise:
             self.norm.update(target, weights)
         if self.config.priority and self.replay is not None:
             importance = self.replay.weight.to(self.device)
             weights = weights * importance.view(1, -1, 1)
-        errors = [value[: len(target)] - self.norm.normalise(target) for value in values]
+        errors = [value - self.norm.normalise(target) for value in values]
         doubt = torch.where(errors[0] < 0, 1.0, self.config.weight)
         loss = (weights * doubt * errors[0].square()).sum()
         for error in errors[1:]:
@@ -253,19 +252,21 @@ class ValueDecomposition:
         """
         taken, following, chosen, next_chosen = [], [], [], []
         q, next_q, target_q = self._q(batch, start, target_start)
+        learned = slice(self.length)  # the steps after those only have rewards to add
         for name, agents in batch.groups.items():
             space = self.spec.groups[name].action
+            action, present = agents.action[learned], agents.present[learned]
             next_action = actions.greedy(space, next_q[name], agents.next_legal)
-            taken.append(_pick(q[name], agents.action) * agents.present)
+            taken.append(_pick(q[name][learned], action) * present)
             following.append(_pick(target_q[name], next_action).masked_fill(agents.terminated, 0.0))
             if self.config.weight != 1:
-                chosen.append(actions.encode(space, agents.action) * agents.present.unsqueeze(-1))
+                chosen.append(actions.encode(space, action) * present.unsqueeze(-1))
                 next_chosen.append(actions.encode(space, next_action) * ~agents.terminated.unsqueeze(-1))
         value, next_value = torch.cat(taken, -1), torch.cat(following, -1)
         values = [value]
         if self.config.mixer != "none":
             state, next_state = self._states(batch)
-            state = _look(self.eyes, state)
+            state = _look(self.eyes, state[learned])
             values = [self.mixer(value, state).unsqueeze(-1)]
             with torch.no_grad():
                 next_state = _look(self.target_eyes, next_state)
@@ -274,20 +275,25 @@ class ValueDecomposition:
                 values.append(self.joint(state, _flat_cat(chosen)).unsqueeze(-1))
                 with torch.no_grad():
                     next_value = self.target_joint(next_state, _flat_cat(next_chosen)).unsqueeze(-1)
-        reward, terminated, present = outcome(batch, self.config.reward, team=self.config.mixer != "none")
+        reward, terminated, counts = outcome(batch, self.config.reward, team=self.config.mixer != "none")
         ended, next_value = batch.ended.unsqueeze(-1), self.target_norm.restore(next_value)
-        return values, n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step), present
+        target = n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step)
+        return values, target, counts[learned]
 
     def _q(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[Groups, Groups, Groups]:
-        """Values of the steps; and of their successors, without gradient, by which to choose and by which to judge."""
-        obs = {name: flat(agents.obs, 3) for name, agents in batch.groups.items()}
+        """Values of the steps; and of their successors, without gradient, by which to choose and by which to judge.
+
+        Without memory, of the steps only those that are learned from.
+        """
+        steps = slice(None if self.config.net.memory else self.length)
+        obs = {name: flat(agents.obs[steps], 3) for name, agents in batch.groups.items()}
         next_obs = {name: flat(agents.next_obs, 3) for name, agents in batch.groups.items()}
-        ended, hears, next_hears = batch.ended, batch.hears, batch.next_hears
-        q, after = together.unroll(self.nets, obs, start, ended, hears)
+        ended, next_hears = batch.ended, batch.next_hears
+        q, after = together.unroll(self.nets, obs, start, ended[steps], batch.hears[steps])
         with torch.no_grad():
             past = q, after  # without memory nothing of it is used
             if self.config.net.memory:
-                past = together.unroll(self.target_nets, obs, target_start, ended, hears)
+                past = together.unroll(self.target_nets, obs, target_start, ended, batch.hears)
             target_q = together.foresee(self.target_nets, next_obs, *past, ended, next_hears)
             next_q = target_q
             if self.config.double:

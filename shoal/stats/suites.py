@@ -78,7 +78,7 @@ SUITES: dict[str, Suite] = {
         (
             CLIMBING,
             *PARTICLES,
-            Task("mpe/simple_spread", (("N", "6"),), 1_000_000, 1_000_000, of=_annealed(1_000_000) | HALF),
+            Task("mpe/simple_spread", (("N", "6"),), 500_000, 500_000, of=_annealed(500_000) | HALF),
         ),
     ),
     "matrix": Suite(
