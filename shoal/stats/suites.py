@@ -73,13 +73,9 @@ SUITES: dict[str, Suite] = {
         seeds=2,
     ),
     "tutorial": Suite(
-        "the tutorial's table of algorithms, measured: cooperation, and how it scales with the number of agents",
+        "the tutorial's table of algorithms, measured: coordination, cooperation, communication",
         ("iql", "maddpg", "qmix", "mappo"),
-        (
-            CLIMBING,
-            *PARTICLES,
-            Task("mpe/simple_spread", (("N", "6"),), 500_000, 500_000, of=_annealed(500_000) | HALF),
-        ),
+        (CLIMBING, *PARTICLES),
     ),
     "matrix": Suite(
         "Papoudakis et al. 2021, table 3: climbing and penalty",
