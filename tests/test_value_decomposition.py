@@ -348,6 +348,20 @@ def test_every_network_learns(name: str, shared: bool, memory: int) -> None:
     assert torch.equal(algorithm.target_vector, algorithm.optimizer.vector)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_successors_that_no_target_asks_for_are_left_out(name: str, monkeypatch: Any) -> None:
+    algorithm, batch = build(name, n_step=3, sequence=4), random_batch(time=6, size=40)
+    nothing = algorithm.initial_memory(40)
+    values, target, present = algorithm._values(batch, nothing, nothing)
+    monkeypatch.setattr(ValueDecomposition, "_jumps", False)
+    all_values, all_target, all_present = algorithm._values(batch, nothing, nothing)
+    for some, everything in zip(values, all_values, strict=True):
+        assert torch.equal(some, everything)
+    assert torch.allclose(target, all_target, atol=1e-6)
+    assert torch.equal(present, all_present)
+    assert target.shape[0] == 4
+
+
 @pytest.mark.parametrize("name", ["iql", "vdn", "qmix"])
 def test_targets_stay_until_the_target_network_moves(name: str) -> None:
     """Whatever the running statistics do: targets in their units would drive them up, and they the targets."""

@@ -251,21 +251,23 @@ class ValueDecomposition:
         For IQL `[time, batch, agent]`.
         """
         taken, following, chosen, next_chosen = [], [], [], []
-        q, next_q, target_q = self._q(batch, start, target_start)
+        later = tree.index(batch, self._ahead(batch.ended)) if self._jumps else batch
+        q, next_q, target_q = self._q(batch, later, start, target_start)
         learned = slice(self.length)  # the steps after those only have rewards to add
         for name, agents in batch.groups.items():
             space = self.spec.groups[name].action
             action, present = agents.action[learned], agents.present[learned]
-            next_action = actions.greedy(space, next_q[name], agents.next_legal)
+            then = later.groups[name]
+            next_action = actions.greedy(space, next_q[name], then.next_legal)
             taken.append(_pick(q[name][learned], action) * present)
-            following.append(_pick(target_q[name], next_action).masked_fill(agents.terminated, 0.0))
+            following.append(_pick(target_q[name], next_action).masked_fill(then.terminated, 0.0))
             if self.config.weight != 1:
                 chosen.append(actions.encode(space, action) * present.unsqueeze(-1))
-                next_chosen.append(actions.encode(space, next_action) * ~agents.terminated.unsqueeze(-1))
+                next_chosen.append(actions.encode(space, next_action) * ~then.terminated.unsqueeze(-1))
         value, next_value = torch.cat(taken, -1), torch.cat(following, -1)
         values = [value]
         if self.config.mixer != "none":
-            state, next_state = self._states(batch)
+            state, next_state = self._states(batch)[0], self._states(later)[1]
             state = _look(self.eyes, state[learned])
             values = [self.mixer(value, state).unsqueeze(-1)]
             with torch.no_grad():
@@ -277,18 +279,34 @@ class ValueDecomposition:
                     next_value = self.target_joint(next_state, _flat_cat(next_chosen)).unsqueeze(-1)
         reward, terminated, counts = outcome(batch, self.config.reward, team=self.config.mixer != "none")
         ended, next_value = batch.ended.unsqueeze(-1), self.target_norm.restore(next_value)
+        if self._jumps:  # of the other steps no target asks
+            known, next_value = next_value, next_value.new_zeros(*batch.ended.shape, next_value.shape[-1])
+            next_value[self._ahead(batch.ended)] = known
         target = n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step)
         return values, target, counts[learned]
 
-    def _q(self, batch: Batch, start: Groups, target_start: Groups) -> tuple[Groups, Groups, Groups]:
-        """Values of the steps; and of their successors, without gradient, by which to choose and by which to judge.
+    @property
+    def _jumps(self) -> bool:
+        """Whether values of successors are computed only where targets bootstrap."""
+        return self.config.n_step > 1 and not self.config.net.memory
+
+    def _ahead(self, ended: Tensor) -> tuple[Tensor, Tensor]:
+        """With which steps the targets of the learned ones bootstrap: n - 1 later, or where the episode ends before."""
+        last = torch.arange(len(ended), device=ended.device).unsqueeze(1).expand(ended.shape)[self.config.n_step - 1 :]
+        for k in reversed(range(self.config.n_step - 1)):
+            stop = ended[k : k + self.length]
+            last = torch.where(stop, k + torch.arange(self.length, device=ended.device).unsqueeze(1), last)
+        return last, torch.arange(ended.shape[1], device=ended.device).expand(last.shape)
+
+    def _q(self, batch: Batch, later: Batch, start: Groups, target_start: Groups) -> tuple[Groups, Groups, Groups]:
+        """Values of the steps; and of the successors of those `later`, without gradient, to choose by and to judge by.
 
         Without memory, of the steps only those that are learned from.
         """
         steps = slice(None if self.config.net.memory else self.length)
         obs = {name: flat(agents.obs[steps], 3) for name, agents in batch.groups.items()}
-        next_obs = {name: flat(agents.next_obs, 3) for name, agents in batch.groups.items()}
-        ended, next_hears = batch.ended, batch.next_hears
+        next_obs = {name: flat(agents.next_obs, 3) for name, agents in later.groups.items()}
+        ended, next_hears = batch.ended, later.next_hears
         q, after = together.unroll(self.nets, obs, start, ended[steps], batch.hears[steps])
         with torch.no_grad():
             past = q, after  # without memory nothing of it is used
