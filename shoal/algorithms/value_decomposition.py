@@ -251,7 +251,8 @@ class ValueDecomposition:
         For IQL `[time, batch, agent]`.
         """
         taken, following, chosen, next_chosen = [], [], [], []
-        later = tree.index(batch, self._ahead(batch.ended)) if self._jumps else batch
+        ahead = self._ahead(batch.ended) if self._jumps else ()
+        later = tree.index(batch, ahead) if ahead else batch
         q, next_q, target_q = self._q(batch, later, start, target_start)
         learned = slice(self.length)  # the steps after those only have rewards to add
         for name, agents in batch.groups.items():
@@ -279,9 +280,9 @@ class ValueDecomposition:
                     next_value = self.target_joint(next_state, _flat_cat(next_chosen)).unsqueeze(-1)
         reward, terminated, counts = outcome(batch, self.config.reward, team=self.config.mixer != "none")
         ended, next_value = batch.ended.unsqueeze(-1), self.target_norm.restore(next_value)
-        if self._jumps:  # of the other steps no target asks
+        if ahead:  # of the other steps no target asks
             known, next_value = next_value, next_value.new_zeros(*batch.ended.shape, next_value.shape[-1])
-            next_value[self._ahead(batch.ended)] = known
+            next_value[ahead] = known
         target = n_step(reward, terminated, ended, next_value, self.config.gamma, self.config.n_step)
         return values, target, counts[learned]
 

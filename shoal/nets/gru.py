@@ -51,7 +51,8 @@ class Gru(nn.Module):
         """
         layers = self.layers if some == slice(None) else [(weight[some], bias[some]) for weight, bias in self.layers]
         drive = torch.baddbmm(layers[0][1], x.flatten(1, 2), layers[0][0]).unflatten(1, x.shape[1:3])
-        given = drive, memory, *layers[1], torch.ones(x.shape[1:3], dtype=torch.bool) if keep is None else keep
+        keep = torch.ones(x.shape[1:3], dtype=torch.bool, device=x.device) if keep is None else keep
+        given = drive, memory, *layers[1], keep
         if drive.device.type != "cpu" or drive.dtype != torch.float32:
             return plain(*given)
         after: Tensor = _Compiled.apply(*given) if torch.is_grad_enabled() else _unroll(*given)[0]
