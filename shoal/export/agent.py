@@ -70,11 +70,12 @@ class Things(nn.Module):
     def forward(self, own: Tensor, things: Tensor, agent: Tensor) -> Tensor:
         count = things.shape[1]
         x = torch.cat([own.unsqueeze(1).expand(-1, count, -1), things], 2).flatten(0, 1)
-        embedded = self.embed(x, agent.unsqueeze(1).expand(-1, count).flatten()).relu().unflatten(0, (-1, count))
+        embedded: Tensor = self.embed(x, agent.unsqueeze(1).expand(-1, count).flatten()).relu()
+        embedded = embedded.view(-1, count, WIDTH)
         if self.query is None:
-            return embedded.mean(1)  # type: ignore[no-any-return]
-        score = (embedded @ self.query(own, agent).unsqueeze(2)) / math.sqrt(WIDTH)
-        return (score.softmax(1) * embedded).sum(1)  # type: ignore[no-any-return]
+            return embedded.mean(1)
+        score: Tensor = (embedded @ self.query(own, agent).unsqueeze(2)) / math.sqrt(WIDTH)
+        return (score.softmax(1) * embedded).sum(1)
 
 
 class Pooled(nn.Module):
@@ -83,7 +84,7 @@ class Pooled(nn.Module):
     def __init__(self, sight: Sight) -> None:
         super().__init__()
         self.parts, self.widths, self.names = sight.parts, sight.widths, sight.names
-        self.pools = nn.ModuleList(Things(pool) for pool in sight.pools)  # type: ignore[arg-type]
+        self.pools = nn.ModuleList(Things(pool) for pool in sight.pools if isinstance(pool, Pool))
 
     def forward(self, x: Tensor, agent: Tensor) -> Tensor:
         seen = list(zip(self.parts, x.split(self.widths, 1), strict=True))
@@ -179,7 +180,8 @@ class Agent(nn.Module):
         driven, recalled = drive(x, agent).chunk(3, 1), recall(memory, agent).chunk(3, 1)
         r, z = ((driven[j] + recalled[j]).sigmoid() for j in range(2))
         n = (driven[2] + r * recalled[2]).tanh()
-        return n + z * (memory - n)  # type: ignore[no-any-return]
+        after: Tensor = n + z * (memory - n)
+        return after
 
     def _speak(self, k: int, x: Tensor, agent: Tensor) -> Tensor:
         said: Tensor = self.mouths[k](x, agent)
@@ -200,7 +202,8 @@ class Agent(nn.Module):
                 messages, gate = messages[..., :-1], messages[..., -1]
                 weight = weight * gate
             context = (weight.unsqueeze(1) @ messages).squeeze(1) / weight.sum(1, keepdim=True).clamp(min=1.0)
-        return self.ears[k](torch.cat([x, context], 1), agent).relu()  # type: ignore[no-any-return]
+        after: Tensor = self.ears[k](torch.cat([x, context], 1), agent).relu()
+        return after
 
     def _attend(self, query: Tensor, messages: Tensor, heard: Tensor) -> Tensor:
         heads = self.talk.heads
