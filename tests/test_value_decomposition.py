@@ -419,6 +419,15 @@ def test_the_nonmonotonic_game_tells_qmix_from_weighted_qmix(name: str, best: fl
     assert shoal.evaluate(algorithm, env, episodes=8).agent_return.mean() == best
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({}, 4), ({"net": {"memory": 8}}, 100), ({"net": {"memory": 8}, "sequence": 8}, 32), ({"update_every": 7}, 7)],
+)
+def test_updates_are_rarer_the_longer_their_sequences(settings: dict[str, object], steps: int) -> None:
+    env = shoal.make("matrix/two_step", num_envs=1)
+    assert shoal.build("iql", env.spec, **settings).experience(1).update_every == steps
+
+
 def test_a_recurrent_agent_learns_to_remember() -> None:
     env = shoal.make("memory/recall", num_envs=16, cues=2, delay=2)
     settings = {"lr": 2e-3, "update_every": 64, "batch_size": 32, "epsilon_steps": 20_000, "sequence": 8}

@@ -86,8 +86,8 @@ class Config:
     """Steps before those, which only bring the memory up to date."""
     buffer_size: int = 100_000
     """Transitions kept in the replay."""
-    update_every: int = 4
-    """Environment steps (all environments together) for each update."""
+    update_every: int = 0
+    """Environment steps (all environments together) for each update; 0: 4 for each step of a sequence."""
     warmup: int = 1000
     """Environment steps before the first update."""
     priority: float = 0.0
@@ -190,7 +190,7 @@ class ValueDecomposition:
             num_envs,
             capacity=config.buffer_size,
             batch_size=config.batch_size,
-            update_every=config.update_every,
+            update_every=config.update_every or 4 * self.length,
             warmup=config.warmup,
             generator=torch.Generator().manual_seed(self.seed),
             length=config.burn_in + self.length + config.n_step - 1,
@@ -367,8 +367,8 @@ def _check(spec: EnvSpec, config: Config) -> None:
         raise ShoalError("weight is for the value of a team: set mixer to monotonic or sum, or weight to 1")
     if not 0 <= config.weight <= 1:
         raise ShoalError(f"weight must be between 0 and 1, not {config.weight}")
-    if config.n_step < 1 or config.sequence < 0 or config.burn_in < 0:
-        raise ShoalError("n_step must be at least 1, sequence and burn_in must not be negative")
+    if config.n_step < 1 or min(config.sequence, config.burn_in, config.update_every) < 0:
+        raise ShoalError("n_step must be at least 1, sequence, burn_in and update_every must not be negative")
 
 
 def _pick(q: Tensor, action: Tensor) -> Tensor:
