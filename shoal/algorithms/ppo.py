@@ -552,12 +552,14 @@ def _join(parts: list[Tensor]) -> Tensor:
 def _pieces(lesson: Lesson, most: int) -> list[Lesson]:
     """The batch axis in even parts, the same on every machine: results do not depend on the number of threads.
 
-    Of at most `most` environment steps, where a sequence is not longer.
+    Of at most `most` environment steps, where a sequence is not longer; two where that is worth a wake-up, which is
+    sooner with memory: a step then costs many times as much.
     """
     if lesson.ended.device.type != "cpu":
         return [lesson]
     time, size = lesson.ended.shape
-    count = min(max(math.ceil(time * size / most), min(2, time * size // 400)), size)
+    worth = 400 if time == 1 else 100
+    count = min(max(math.ceil(time * size / most), min(2, time * size // worth)), size)
     edges = [size * k // count for k in range(count + 1)]
     return [tree.index(lesson, (ALL, slice(*edges[k : k + 2]))) for k in range(count)]
 

@@ -1,7 +1,7 @@
 """Gated recurrent units for many agents in one call, over whole sequences.
 
-On a CPU the elementwise part of a step, and of a step back through time, is one compiled loop each, between one matrix
-product each. Elsewhere (and in double precision) the same equations are written with PyTorch's operations.
+On a CPU a whole sequence is one compiled loop, and the way back through it another, so that threads can go through
+theirs side by side. Elsewhere (and in double precision) the same equations are written with PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shoal.nets import blas
+
 Array = NDArray[np.float32]
+CONSTANTS = blas.LETTERS, blas.SCALES
 
 
 class Gru(nn.Module):
@@ -53,7 +56,7 @@ class Gru(nn.Module):
         drive = torch.baddbmm(layers[0][1], x.flatten(1, 2), layers[0][0]).unflatten(1, x.shape[1:3])
         keep = torch.ones(x.shape[1:3], dtype=torch.bool, device=x.device) if keep is None else keep
         given = drive, memory, *layers[1], keep
-        if drive.device.type != "cpu" or drive.dtype != torch.float32:
+        if drive.device.type != "cpu" or drive.dtype != torch.float32 or not blas.ADDRESS:
             return plain(*given)
         after: Tensor = _Compiled.apply(*given) if torch.is_grad_enabled() else _unroll(*given)[0]
         return after
@@ -73,16 +76,14 @@ def plain(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Ten
 
 
 def _unroll(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`plain`, and what its gradient needs: see `_step`."""
+    """`plain`, and what its gradient needs: see `_forward`."""
     copies, time, rows, width = *drive.shape[:3], memory.shape[-1]
     before, after = drive.new_empty(2, copies, time, rows, width)
     seen = drive.new_empty(copies, time, rows, 4 * width)
     recalled = drive.new_empty(copies, rows, 3 * width)
     torch.mul(memory, keep[0].unsqueeze(-1), out=before[:, 0])
-    arrays = [x.detach().numpy() for x in (drive.contiguous(), recalled, keep.contiguous(), seen, after, before)]
-    for t in range(time):
-        torch.baddbmm(bias, before[:, t], weight, out=recalled)
-        _step(t, *arrays)
+    tensors = (drive, weight, bias, keep, recalled, seen, after, before)
+    _forward(*(x.detach().contiguous().numpy() for x in tensors), blas.sizes(rows, width, 3 * width), *CONSTANTS)
     return after, seen, before
 
 
@@ -99,14 +100,10 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         seen, before, weight, keep = ctx.saved_tensors
         copies, time, rows, width = before.shape
-        to_drive, through = seen.new_empty(copies, time, rows, 3 * width), seen.new_empty(copies, time, rows, 3 * width)
-        direct, carry = seen.new_empty(copies, rows, width), seen.new_zeros(copies, rows, width)
-        tensors = (grad.contiguous(), seen, before, keep.contiguous(), carry, direct, through, to_drive)
-        arrays = [x.numpy() for x in tensors]
-        back = weight.transpose(1, 2)
-        for t in reversed(range(time)):
-            _step_back(t, *arrays)
-            torch.baddbmm(direct, through[:, t], back, out=carry)
+        to_drive, through = seen.new_empty(2, copies, time, rows, 3 * width)
+        carry = seen.new_zeros(copies, rows, width)
+        tensors = (grad, weight, seen, before, keep, carry, through, to_drive)
+        _backward(*(x.contiguous().numpy() for x in tensors), blas.sizes(rows, 3 * width, width), *CONSTANTS)
         flat = through.flatten(1, 2)
         to_weight = torch.bmm(before.flatten(1, 2).transpose(1, 2), flat)
         return to_drive, carry * keep[0].unsqueeze(-1), to_weight, flat.sum(1, keepdim=True), None
@@ -131,55 +128,77 @@ def _tanh(x: Any) -> Any:
     return x * p / q
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", _nrt=False)
-def _step(t: int, drive: Array, recalled: Array, keep: Array, seen: Array, after: Array, before: Array) -> None:
-    """From products to memory: fills `seen` (r, z, n, U_n h + c_n), `after` and the next step's `before`."""
+@njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+def _forward(
+    drive: Array,
+    weight: Array,
+    bias: Array,
+    keep: Array,
+    recalled: Array,
+    seen: Array,
+    after: Array,
+    before: Array,
+    size: Any,
+    letters: Any,
+    scales: Any,
+) -> None:
+    """Fills `seen` (r, z, n, U_n h + c_n) and `after`, and `before` but for its first step."""
     half, one = np.float32(0.5), np.float32(1.0)
     copies, time, rows, width = after.shape
-    for c in range(copies):
-        for i in range(rows):
-            x, u, s = drive[c, t, i], recalled[c, i], seen[c, t, i]
-            h, out = before[c, t, i], after[c, t, i]
-            for j in range(2 * width):
-                s[j] = half + half * _tanh(half * (x[j] + u[j]))
-            for j in range(width):
-                s[2 * width + j] = _tanh(x[2 * width + j] + s[j] * u[2 * width + j])
-            for j in range(width):
-                s[3 * width + j] = u[2 * width + j]
-                out[j] = s[2 * width + j] + s[width + j] * (h[j] - s[2 * width + j])
-            if t + 1 < time:
-                kept = one if keep[t + 1, i] else np.float32(0.0)
-                following = before[c, t + 1, i]
+    for t in range(time):
+        for c in range(copies):
+            blas.product(before[c, t], weight[c], recalled[c], size, False, False, letters, scales)
+            for i in range(rows):
+                x, u, s, b = drive[c, t, i], recalled[c, i], seen[c, t, i], bias[c, 0]
+                h, out = before[c, t, i], after[c, t, i]
+                for j in range(2 * width):
+                    s[j] = half + half * _tanh(half * (x[j] + u[j] + b[j]))
                 for j in range(width):
-                    following[j] = kept * out[j]
+                    s[3 * width + j] = u[2 * width + j] + b[2 * width + j]
+                    s[2 * width + j] = _tanh(x[2 * width + j] + s[j] * s[3 * width + j])
+                for j in range(width):
+                    out[j] = s[2 * width + j] + s[width + j] * (h[j] - s[2 * width + j])
+                if t + 1 < time:
+                    kept = one if keep[t + 1, i] else np.float32(0.0)
+                    following = before[c, t + 1, i]
+                    for j in range(width):
+                        following[j] = kept * out[j]
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", _nrt=False)
-def _step_back(
-    t: int,
+@njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+def _backward(
     grad: Array,
+    weight: Array,
     seen: Array,
     before: Array,
     keep: Array,
     carry: Array,
-    direct: Array,
     through: Array,
     to_drive: Array,
+    size: Any,
+    letters: Any,
+    scales: Any,
 ) -> None:
-    """From the gradient of a step's memory to those of its products; `direct` is what reaches h past the products."""
+    """From the gradient of `after` to those of what is recalled (`through`) and of `drive`.
+
+    `carry` is the gradient of a step's memory, from 0 after the last step to what is left before the first.
+    """
     one = np.float32(1.0)
     copies, time, rows, width = before.shape
-    for c in range(copies):
-        for i in range(rows):
-            s, h, g, later = seen[c, t, i], before[c, t, i], grad[c, t, i], carry[c, i]
-            to_x, to_u, past = to_drive[c, t, i], through[c, t, i], direct[c, i]
-            kept = one if t + 1 < time and keep[t + 1, i] else np.float32(0.0)
-            for j in range(width):
-                r, z, n, own = s[j], s[width + j], s[2 * width + j], s[3 * width + j]
-                here = g[j] + kept * later[j]
-                to_n = here * (one - z) * (one - n * n)
-                to_z = here * (h[j] - n) * z * (one - z)
-                to_r = to_n * own * r * (one - r)
-                past[j] = here * z
-                to_x[j], to_x[width + j], to_x[2 * width + j] = to_r, to_z, to_n
-                to_u[j], to_u[width + j], to_u[2 * width + j] = to_r, to_z, to_n * r
+    for back in range(time):
+        t = time - 1 - back
+        for c in range(copies):
+            for i in range(rows):
+                s, h, g, later = seen[c, t, i], before[c, t, i], grad[c, t, i], carry[c, i]
+                to_x, to_u = to_drive[c, t, i], through[c, t, i]
+                kept = one if t + 1 < time and keep[t + 1, i] else np.float32(0.0)
+                for j in range(width):
+                    r, z, n, own = s[j], s[width + j], s[2 * width + j], s[3 * width + j]
+                    here = g[j] + kept * later[j]
+                    to_n = here * (one - z) * (one - n * n)
+                    to_z = here * (h[j] - n) * z * (one - z)
+                    to_r = to_n * own * r * (one - r)
+                    later[j] = here * z  # what reaches the memory before past the product
+                    to_x[j], to_x[width + j], to_x[2 * width + j] = to_r, to_z, to_n
+                    to_u[j], to_u[width + j], to_u[2 * width + j] = to_r, to_z, to_n * r
+            blas.product(through[c, t], weight[c], carry[c], size, True, True, letters, scales)
