@@ -391,7 +391,7 @@ class PPO:
             yield lesson
             return
         for rows in torch.randperm(size, generator=self.shuffler).to(self.device).tensor_split(min(count, size)):
-            yield tree.index(lesson, (ALL, rows))
+            yield tree.map(lambda x, rows=rows: x.index_select(1, rows), lesson)  # a third of the time of x[:, rows]
 
     def _step(self, lesson: Lesson, turn: Turn, values: bool) -> dict[str, Tensor]:
         """One gradient step of the policies of `turn`, and of the values too if they learn."""
