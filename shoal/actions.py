@@ -100,6 +100,8 @@ def empty(space: Action, shape: tuple[int, ...]) -> Tensor:
 def random(space: Action, legal: Tensor, generator: torch.Generator) -> Tensor:
     """Uniformly random legal actions; leading axes from `legal` (`[..., agent, size or 0]`)."""
     if isinstance(space, Discrete):
+        if not legal.shape[-1]:
+            return torch.randint(space.size, legal.shape[:-1], generator=generator, device=legal.device)
         logits = torch.zeros((*legal.shape[:-1], space.size), device=legal.device)
         return best(mask_logits(logits + gumbel_like(logits, generator), legal))
     return torch.empty((*legal.shape[:-1], space.size), device=legal.device).uniform_(-1, 1, generator=generator)

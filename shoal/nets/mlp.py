@@ -49,7 +49,7 @@ class Mlp(nn.Module):
         """From the gradient of the output to the weights' `grad`, overwriting it."""
         for k in reversed(range(len(inputs))):
             weight, bias = self.layers[k]
-            if _narrow(weight):
+            if _narrow(weight) and weight.grad is not None:
                 weight.grad.copy_(torch.bmm(grad.transpose(1, 2), inputs[k]).transpose(1, 2))
             else:
                 torch.bmm(inputs[k].transpose(1, 2), grad, out=weight.grad)
@@ -71,7 +71,8 @@ def _last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W + b. Of a narrow W the result lies in memory by columns."""
     if not _narrow(weight) or len(x) * x.shape[1] < FEW:
         return torch.baddbmm(bias, x, weight)
-    return (_Columns.apply if torch.is_grad_enabled() else _columns)(x, weight, bias).transpose(1, 2)  # type: ignore[no-any-return]
+    by_columns: Tensor = (_Columns.apply if torch.is_grad_enabled() else _columns)(x, weight, bias)
+    return by_columns.transpose(1, 2)
 
 
 def _narrow(weight: Tensor) -> bool:
