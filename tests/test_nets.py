@@ -16,16 +16,26 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_stacked_equals_one_network_an_agent() -> None:
-    net = AgentNet(3, (5, 8, 8, 2), shared=False, generator=generator())
-    x = torch.randn(7, 3, 5)
-    out = net(x)[0]
+@pytest.mark.parametrize("rows", [7, 300])
+@pytest.mark.parametrize("columns", [1, 5, 16])
+def test_stacked_equals_one_network_an_agent(rows: int, columns: int) -> None:
+    net = AgentNet(3, (5, 8, 8, columns), shared=False, generator=generator()).double()
+    net.mlp.layers = list(zip(net.mlp.stack[::2], net.mlp.stack[1::2], strict=True))
+    x = torch.randn(rows, 3, 5, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(rows, 3, columns, dtype=torch.float64)
+    plain = []
     for agent in range(3):
         h = x[:, agent]
         for k, (weight, bias) in enumerate(net.mlp.layers):
             h = h @ weight[agent] + bias[agent]
             h = h.relu() if k < 2 else h
-        assert torch.allclose(out[:, agent], h, atol=1e-6)
+        plain.append(h)
+    out, expected = net(x)[0], torch.stack(plain, 1)
+    assert torch.allclose(out, expected)
+    assert torch.allclose(net.linearize(x.detach())[0][0], expected)
+    wanted = [x, *net.parameters()]
+    for a, b in zip(torch.autograd.grad(out, wanted, grad), torch.autograd.grad(expected, wanted, grad), strict=True):
+        assert torch.allclose(a, b)
 
 
 def test_shared_weights_tell_agents_apart_by_identity() -> None:
@@ -39,12 +49,13 @@ def test_shared_weights_tell_agents_apart_by_identity() -> None:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("ensemble", [1, 2])
 @pytest.mark.parametrize("agents", [1, 3])
-def test_pullback_is_autograd(shared: bool, ensemble: int, agents: int) -> None:
+@pytest.mark.parametrize("rows", [6, 200])
+def test_pullback_is_autograd(shared: bool, ensemble: int, agents: int, rows: int) -> None:
     net = AgentNet(agents, (5, 8, 7, 2), shared=shared, generator=generator(), ensemble=ensemble).double()
     net.mlp.layers = list(zip(net.mlp.stack[::2], net.mlp.stack[1::2], strict=True))
     optim.flatten(net)
-    x = torch.randn(6, agents, 5, dtype=torch.float64, requires_grad=True)
-    grad = torch.randn(ensemble, 6, agents, 2, dtype=torch.float64)
+    x = torch.randn(rows, agents, 5, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(ensemble, rows, agents, 2, dtype=torch.float64)
     out = net(x)
     assert out.shape == grad.shape
     expected = torch.autograd.grad(out, [x, *net.parameters()], grad)
