@@ -52,8 +52,8 @@ SPEAK = {
     "epsilon_steps": 200_000,
     "gamma": 0.95,
 }
-# In speaker-listener all look ten steps ahead: the speaker sees nothing but the goal, and so a target that bootstraps
-# before the listener has moved is the same for whatever it said. qmix's mixer sees the listener; it, too, is surer so.
+# In speaker-listener iql and vdn look ten steps ahead: the speaker sees nothing but the goal, and so a target that
+# bootstraps before the listener has moved is the same for whatever it said. qmix's mixer sees the listener.
 # What spread learns more from, speaker-listener learns less from: qmix -12.2 in one seed, instead of -7.9
 COOPERATIVE = {
     **SPEAK,
@@ -69,7 +69,7 @@ RECALL = {**MATRIX, "num_envs": 16, "total_steps": 100_000, "update_every": 64, 
 for _algorithm in VALUES:
     TASKS[_algorithm, "memory/recall"] = RECALL
     TASKS[_algorithm, "mpe/simple_spread"] = COOPERATIVE
-    TASKS[_algorithm, "mpe/simple_speaker_listener"] = {**SPEAK, "n_step": 10}
+    TASKS[_algorithm, "mpe/simple_speaker_listener"] = SPEAK | ({"n_step": 10} if _algorithm in ("iql", "vdn") else {})
     for _game in ("two_step", "nonmonotonic"):  # only full exploration shows the team what joint actions pay
         TASKS[_algorithm, f"matrix/{_game}"] = {**(WEIGHTED if _algorithm == "wqmix" else MATRIX), "epsilon_end": 1.0}
     for _game in ("climbing", "penalty"):
