@@ -30,8 +30,8 @@ def trained(tmp_path: Path, capsys: Any, *arguments: str, episodes: int = 1000) 
 def test_maddpg_solves_the_tutorials_environment(tmp_path: Path, capsys: Any, seed: str) -> None:
     """Of 400; doing nothing earns 270, the tutorial printed 111."""
     arguments = ["maddpg", "tutorial/drift", "--total-steps", "60000", "--seed", seed]
-    result = trained(tmp_path, capsys, *arguments)
-    assert result["team_return"]["mean"] >= 390
+    result = trained(tmp_path, capsys, *arguments, episodes=100)
+    assert result["team_return"]["mean"] >= 395
 
 
 @pytest.mark.parametrize("algorithm", ["iddpg", "matd3"])

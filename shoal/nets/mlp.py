@@ -12,8 +12,8 @@ from torch import Tensor, nn
 ALL = slice(None)
 NARROW = 16
 """Columns below which a product with many rows is several times faster the other way round (MKL, 5 columns: 4 to 8)."""
-FEW = 96
-"""Rows below which that gains nothing."""
+FEW = 512
+"""Rows, of all copies together, from which it never costs more than it gains (`benchmarks/products.py`)."""
 
 
 class Mlp(nn.Module):
@@ -49,7 +49,7 @@ class Mlp(nn.Module):
         """From the gradient of the output to the weights' `grad`, overwriting it."""
         for k in reversed(range(len(inputs))):
             weight, bias = self.layers[k]
-            if _narrow(weight) and weight.grad is not None:
+            if _turned(inputs[k], weight) and weight.grad is not None:
                 weight.grad.copy_(torch.bmm(grad.transpose(1, 2), inputs[k]).transpose(1, 2))
             else:
                 torch.bmm(inputs[k].transpose(1, 2), grad, out=weight.grad)
@@ -68,15 +68,16 @@ class Mlp(nn.Module):
 
 
 def _last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W + b. Of a narrow W the result lies in memory by columns."""
-    if not _narrow(weight) or len(x) * x.shape[1] < FEW:
+    """x W + b. Of many rows and few columns the result lies in memory by columns."""
+    if not _turned(x, weight):
         return torch.baddbmm(bias, x, weight)
     by_columns: Tensor = (_Columns.apply if torch.is_grad_enabled() else _columns)(x, weight, bias)
     return by_columns.transpose(1, 2)
 
 
-def _narrow(weight: Tensor) -> bool:
-    return 1 < weight.shape[-1] < NARROW
+def _turned(x: Tensor, weight: Tensor) -> bool:
+    """Whether their product is faster the other way round."""
+    return 1 < weight.shape[-1] < NARROW and len(x) * x.shape[1] >= FEW
 
 
 def _columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
