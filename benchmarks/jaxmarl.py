@@ -146,6 +146,7 @@ def ours_same(algorithm: str) -> Ours:
         "lr": 0.005,
         "gamma": 0.9,
         "max_grad_norm": 25.0,
+        "tau": 1.0,
         "target_every": 200,
     }
     return Ours(f"{algorithm}_rnn", algorithm, 8, settings)
@@ -178,8 +179,6 @@ FAST = {
     "lr": 2e-3,
     "anneal_steps": 10_000_000,
     "gamma": 0.95,
-    "tau": 0.01,
-    "target_every": 1,
     "net": {"identity": False},
 }
 OURS = {

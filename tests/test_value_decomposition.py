@@ -337,7 +337,9 @@ def test_a_mixer_refuses_own_rewards(name: str) -> None:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("memory", [0, WIDTH])
 def test_every_network_learns(name: str, shared: bool, memory: int) -> None:
-    algorithm = build(name, target_every=3, normalise=True, sequence=3, net={"shared": shared, "memory": memory})
+    algorithm = build(
+        name, tau=1.0, target_every=3, normalise=True, sequence=3, net={"shared": shared, "memory": memory}
+    )
     before = [p.detach().clone() for p in algorithm.module.parameters()]
     target = algorithm.target_vector.clone()
     for seed in range(3):
@@ -365,7 +367,7 @@ def test_successors_that_no_target_asks_for_are_left_out(name: str, monkeypatch:
 @pytest.mark.parametrize("name", ["iql", "vdn", "qmix"])
 def test_targets_stay_until_the_target_network_moves(name: str) -> None:
     """Whatever the running statistics do: targets in their units would drive them up, and they the targets."""
-    algorithm, batch = build(name, normalise=True, target_every=50, double=False), random_batch()
+    algorithm, batch = build(name, normalise=True, tau=1.0, target_every=50, double=False), random_batch()
     none = algorithm.initial_memory(12)
     before = algorithm._values(batch, none, none)[1]
     for seed in range(49):
@@ -380,7 +382,7 @@ def test_targets_stay_until_the_target_network_moves(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("memory", [0, WIDTH])
 def test_state_continues_identically(name: str, memory: int) -> None:
-    settings = {"normalise": True, "target_every": 2, "sequence": 3, "net": {"memory": memory}}
+    settings = {"normalise": True, "tau": 1.0, "target_every": 2, "sequence": 3, "net": {"memory": memory}}
     one, two = build(name, **settings), build(name, seed=9, **settings)
     one.act(view_of(20), one.initial_memory(20), explore=True)
     for seed in range(3):
@@ -402,7 +404,7 @@ def test_state_continues_identically(name: str, memory: int) -> None:
 @pytest.mark.parametrize(("name", "best"), [("vdn", 7.0), ("qmix", 8.0)])
 def test_the_two_step_game_tells_vdn_from_qmix(name: str, best: float) -> None:
     env = shoal.make("matrix/two_step", num_envs=8)
-    settings = {"epsilon_end": 1.0, "update_every": 8, "lr": 1e-3, "tau": 0.01, "target_every": 1}
+    settings = {"epsilon_end": 1.0, "update_every": 8, "lr": 1e-3}
     algorithm = shoal.build(name, env.spec, **settings)
     for _ in shoal.train(algorithm, env, total_steps=15_000):
         pass
@@ -412,7 +414,7 @@ def test_the_two_step_game_tells_vdn_from_qmix(name: str, best: float) -> None:
 @pytest.mark.parametrize(("name", "best"), [("qmix", 0.0), ("wqmix", 8.0)])
 def test_the_nonmonotonic_game_tells_qmix_from_weighted_qmix(name: str, best: float) -> None:
     env = shoal.make("matrix/nonmonotonic", num_envs=8)
-    settings = {"epsilon_end": 1.0, "update_every": 8, "lr": 2e-4, "batch_size": 256, "tau": 0.01, "target_every": 1}
+    settings = {"epsilon_end": 1.0, "update_every": 8, "lr": 2e-4, "batch_size": 256}
     algorithm = shoal.build(name, env.spec, **settings)
     for _ in shoal.train(algorithm, env, total_steps=10_000):
         pass

@@ -66,9 +66,9 @@ class Config:
     """Environment steps over which the learning rate falls to 0, linearly; 0: it does not."""
     gamma: float = 0.99
     """Discount."""
-    tau: float = 1.0
+    tau: float = 0.01
     """How far the target network moves towards the learned one when it moves (1: a copy)."""
-    target_every: int = 200
+    target_every: int = 1
     """Updates for each move of the target network."""
     epsilon_start: float = 1.0
     """Probability of a random action at first."""
