@@ -24,7 +24,7 @@ def algorithms() -> dict[str, Preset]:
     """Every algorithm by its paper's name."""
     found: dict[str, Preset] = {}
     for info in pkgutil.iter_modules(algorithms_package.__path__):
-        found |= importlib.import_module(f"{algorithms_package.__name__}.{info.name}").PRESETS
+        found |= getattr(importlib.import_module(f"{algorithms_package.__name__}.{info.name}"), "PRESETS", {})
     return found
 
 

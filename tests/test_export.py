@@ -19,7 +19,7 @@ import torch
 
 import shoal
 from shoal import checkpoint, cli, experiment, export
-from shoal.algorithms import ddpg, ppo, value_decomposition
+from shoal.algorithms import ddpg, ppo, q_agents, value_decomposition
 from shoal.export import Agent, check, players, same, write
 from shoal.export import files as writing
 from shoal.export.same import ENVS, STEPS
@@ -110,7 +110,7 @@ def on_policy(spec: EnvSpec, **net: Any) -> Algorithm:
 
 
 def valued(spec: EnvSpec, **net: Any) -> Algorithm:
-    config = value_decomposition.Config(net=value_decomposition.Net(hidden=(16, 8), **net))
+    config = value_decomposition.Config(net=q_agents.Net(hidden=(16, 8), **net))
     return lively(value_decomposition.ValueDecomposition(spec, config))  # type: ignore[no-any-return]
 
 

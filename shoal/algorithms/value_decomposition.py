@@ -23,61 +23,35 @@ Recurrent networks learn on sequences that start with the memory the agent had w
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from shoal import actions, explore, optim, tree
-from shoal.nets import settings, together
-from shoal.nets.conv import Block, Eyes, flat, real
+from shoal import actions, optim, tree
+from shoal.algorithms.q_agents import QAgents, QConfig, beside, look, pick
+from shoal.nets import together
+from shoal.nets.conv import flat
 from shoal.nets.dense import AgentNet
-from shoal.nets.mixers import Joint, Monotonic, Sum
+from shoal.nets.mixers import Joint
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay
 from shoal.returns import mean_weights, n_step, outcome
-from shoal.types import Batch, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
+from shoal.types import Batch, EnvSpec, Groups, Preset, ShoalError, Tree
 
 
 @dataclass(frozen=True)
-class Net(settings.Net):
-    identity: bool = True
-    """Tell agents that share weights apart by a number in their input."""
-
-
-@dataclass(frozen=True)
-class Config:
-    mixer: Literal["none", "sum", "monotonic"] = "none"
-    """How the agents' values make the team's: not at all (IQL), added (VDN), by a monotonic network (QMIX)."""
+class Config(QConfig):
     weight: float = 1.0
     """Weight of the errors where the team's value is not too low; below 1: weighted QMIX."""
-    reward: Literal["own", "sum", "mean"] = "mean"
-    """What is learned from: each agent's own reward (mixer none only), or the sum or mean of all agents' rewards."""
     double: bool = True
     """The target's action is chosen by the learned network rather than by the target network."""
-    normalise: bool = True
-    """Learn values in units of their running mean and standard deviation."""
     n_step: int = 1
     """Rewards in a target before it bootstraps."""
-    lr: float = 5e-4
-    """Learning rate."""
-    anneal_steps: int = 0
-    """Environment steps over which the learning rate falls to 0, linearly; 0: it does not."""
-    gamma: float = 0.99
-    """Discount."""
     tau: float = 0.01
     """How far the target network moves towards the learned one when it moves (1: a copy)."""
     target_every: int = 1
     """Updates for each move of the target network."""
-    epsilon_start: float = 1.0
-    """Probability of a random action at first."""
-    epsilon_end: float = 0.05
-    """Probability of a random action after epsilon_steps."""
-    epsilon_steps: int = 50_000
-    """Environment steps (all environments together) over which it falls, linearly."""
-    max_grad_norm: float = 10.0
-    """Gradients are scaled down to this norm; 0: never."""
     batch_size: int = 64
     """Sequences in an update; without memory, transitions."""
     sequence: int = 0
@@ -94,26 +68,20 @@ class Config:
     """Exponent of prioritised replay; 0: uniform, 0.6: as published."""
     correction: float = 0.4
     """Exponent of its importance weights."""
-    embed: int = 32
-    """Units of the monotonic mixing network."""
-    hyper: int = 64
-    """Hidden units of the network that makes the mixer's weights from the state, and of weighted QMIX's Q*."""
-    net: Net = field(default_factory=Net)
 
 
-class ValueDecomposition:
+class ValueDecomposition(QAgents):
     """See the module's docstring. `spec` is the environment's; `seed` fixes weights, exploration and replay draws."""
 
+    config: Config
+
     def __init__(self, spec: EnvSpec, config: Config, *, seed: int = 0, device: str = "cpu") -> None:
-        _check(spec, config)
-        self.spec, self.config, self.seed, self.device = spec, config, seed, torch.device(device)
-        self.sampler = torch.Generator(self.device).manual_seed(seed)
-        self.env_steps = self.updates = 0
+        _check(config)
+        reads_state = config.mixer == "monotonic" or config.weight != 1
+        super().__init__(spec, config, seed=seed, device=device, reads_state=reads_state)
+        self.updates = 0
         self.length = config.sequence or (25 if config.net.memory else 1)
-        generator = torch.Generator().manual_seed(seed)
-        self.nets = {n: config.net.build(group, group.action.size, generator) for n, group in spec.groups.items()}
-        self.eyes = self._eyes(generator)
-        self.mixer, self.joint = self._mixer(generator), self._joint(generator)
+        self.joint = self._joint()
         learned = self.nets, self.eyes, self.mixer, self.joint
         followers = self.target_nets, self.target_eyes, self.target_mixer, self.target_joint = copy.deepcopy(learned)
         self.module, self.target = (
@@ -127,59 +95,11 @@ class ValueDecomposition:
         self.norm, self.target_norm = ValueNorm().to(self.device), ValueNorm().to(self.device)
         self.replay: Replay | None = None
 
-    def _eyes(self, generator: torch.Generator) -> Eyes:
-        """What the mixer and Q* see of the state: where it is everybody's pictures, their features."""
-        if self.spec.state_size or not self._reads_state:
-            return Eyes((Block((self.spec.state_size,)),), self.config.net.conv, 1, generator)
-        blocks = tuple(Block(g.obs_shape, g.num_agents) for g in self.spec.groups.values())
-        return Eyes(blocks, self.config.net.conv, 1, generator)
-
-    def _mixer(self, generator: torch.Generator) -> nn.Module:
-        if self.config.mixer == "monotonic":
-            return Monotonic(self.spec.num_agents, self.eyes.size, self.config.embed, self.config.hyper, generator)
-        return Sum() if self.config.mixer == "sum" else nn.Identity()
-
-    def _joint(self, generator: torch.Generator) -> nn.Module:
+    def _joint(self) -> nn.Module:
         if self.config.weight == 1:
             return nn.Identity()
         action_size = sum(g.num_agents * g.action.size for g in self.spec.groups.values())
-        return Joint(self.eyes.size + action_size, self.config.hyper, generator)
-
-    @property
-    def _reads_state(self) -> bool:
-        return self.config.mixer == "monotonic" or self.config.weight != 1
-
-    # Playing
-
-    def initial_memory(self, num_envs: int) -> Groups:
-        width = self.config.net.memory
-        return {name: torch.zeros(num_envs, g.num_agents, width) for name, g in self.spec.groups.items()}
-
-    @torch.no_grad()
-    def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
-        view, memory = tree.to(view, self.device), tree.to(memory, self.device)
-        epsilon, chosen, remembered = self.epsilon if explore else 0.0, {}, {}
-        nets = {name: self.nets[name] for name in view.obs}
-        q, after = together.step(nets, {n: flat(obs, 2) for n, obs in view.obs.items()}, memory, view.hears)
-        for name in view.obs:
-            chosen[name] = self._choose(name, q[name], view.legal[name], epsilon).cpu()
-            remembered[name] = after[name].cpu()
-        if explore:
-            self.env_steps += len(view.state)
-        return chosen, remembered
-
-    @property
-    def epsilon(self) -> float:
-        """Probability with which an agent that explores acts at random."""
-        config = self.config
-        return explore.linear(config.epsilon_start, config.epsilon_end, self.env_steps / max(config.epsilon_steps, 1))
-
-    def _choose(self, name: str, q: Tensor, legal: Tensor, epsilon: float) -> Tensor:
-        space = self.spec.groups[name].action
-        best = actions.greedy(space, q, legal)
-        if not epsilon:
-            return best
-        return explore.epsilon_uniform(best, actions.random(space, legal, self.sampler), epsilon, self.sampler)
+        return Joint(self.eyes.size + action_size, self.config.hyper, self.generator)
 
     # Learning
 
@@ -194,7 +114,7 @@ class ValueDecomposition:
             warmup=config.warmup,
             generator=torch.Generator().manual_seed(self.seed),
             length=config.burn_in + self.length + config.n_step - 1,
-            with_state=self._reads_state,
+            with_state=self.reads_state,
             with_hears=config.net.comm != "none",
             memory=config.net.memory,
             priority=config.priority,
@@ -205,8 +125,7 @@ class ValueDecomposition:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step on sequences `[time, batch, ...]`."""
         self.updates += 1
-        if self.config.anneal_steps:
-            self.optimizer.lr = explore.linear(self.config.lr, 0.0, self.env_steps / self.config.anneal_steps)
+        self.optimizer.lr = self.lr
         batch = tree.to(batch, self.device)
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
@@ -260,24 +179,24 @@ class ValueDecomposition:
             action, present = agents.action[learned], agents.present[learned]
             then = later.groups[name]
             next_action = actions.greedy(space, next_q[name], then.next_legal)
-            taken.append(_pick(q[name][learned], action) * present)
-            following.append(_pick(target_q[name], next_action).masked_fill(then.terminated, 0.0))
+            taken.append(pick(q[name][learned], action) * present)
+            following.append(pick(target_q[name], next_action).masked_fill(then.terminated, 0.0))
             if self.config.weight != 1:
                 chosen.append(actions.encode(space, action) * present.unsqueeze(-1))
                 next_chosen.append(actions.encode(space, next_action) * ~then.terminated.unsqueeze(-1))
         value, next_value = torch.cat(taken, -1), torch.cat(following, -1)
         values = [value]
         if self.config.mixer != "none":
-            state, next_state = self._states(batch)[0], self._states(later)[1]
-            state = _look(self.eyes, state[learned])
+            state, next_state = self.states(batch)[0], self.states(later)[1]
+            state = look(self.eyes, state[learned])
             values = [self.mixer(value, state).unsqueeze(-1)]
             with torch.no_grad():
-                next_state = _look(self.target_eyes, next_state)
+                next_state = look(self.target_eyes, next_state)
                 next_value = self.target_mixer(next_value, next_state).unsqueeze(-1)
             if self.config.weight != 1:
-                values.append(self.joint(state, _flat_cat(chosen)).unsqueeze(-1))
+                values.append(self.joint(state, beside(chosen)).unsqueeze(-1))
                 with torch.no_grad():
-                    next_value = self.target_joint(next_state, _flat_cat(next_chosen)).unsqueeze(-1)
+                    next_value = self.target_joint(next_state, beside(next_chosen)).unsqueeze(-1)
         reward, terminated, counts = outcome(batch, self.config.reward, team=self.config.mixer != "none")
         ended, next_value = batch.ended.unsqueeze(-1), self.target_norm.restore(next_value)
         if ahead:  # of the other steps no target asks
@@ -319,20 +238,11 @@ class ValueDecomposition:
                 next_q = together.foresee(self.nets, next_obs, q, after, ended, next_hears)
         return q, next_q, target_q
 
-    def _states(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the mixer sees: the global state, or everybody's observations where there is none."""
-        if self.spec.state_size or not self._reads_state:
-            return batch.state, batch.next_state
-        groups = batch.groups.values()
-        return _flat_cat([real(a.obs) for a in groups]), _flat_cat([real(a.next_obs) for a in groups])
-
     # Saving
 
     def tied(self) -> list[str]:
         """See `Scalable`."""
-        config = self.config
-        mixer = ["mixer to sum or none"] * (config.mixer == "monotonic")
-        return config.net.tied() + mixer + ["weight to 1"] * (config.weight != 1)
+        return super().tied() + ["weight to 1"] * (self.config.weight != 1)
 
     @property
     def _modules(self) -> tuple[nn.Module, ...]:
@@ -355,35 +265,13 @@ class ValueDecomposition:
         self.env_steps, self.updates = state["env_steps"], state["updates"]
 
 
-def _check(spec: EnvSpec, config: Config) -> None:
-    for name, group in spec.groups.items():
-        if not isinstance(group.action, Discrete):
-            raise ShoalError(
-                f"Q-learning needs discrete actions, and those of {name} are continuous: use maddpg or matd3"
-            )
-    if config.mixer != "none" and config.reward == "own":
-        raise ShoalError(f"the mixer {config.mixer!r} learns one value for the team: set reward to sum or mean")
+def _check(config: Config) -> None:
     if config.mixer == "none" and config.weight != 1:
         raise ShoalError("weight is for the value of a team: set mixer to monotonic or sum, or weight to 1")
     if not 0 <= config.weight <= 1:
         raise ShoalError(f"weight must be between 0 and 1, not {config.weight}")
     if config.n_step < 1 or min(config.sequence, config.burn_in, config.update_every) < 0:
         raise ShoalError("n_step must be at least 1, sequence, burn_in and update_every must not be negative")
-
-
-def _pick(q: Tensor, action: Tensor) -> Tensor:
-    return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-
-
-def _look(eyes: Eyes, state: Tensor) -> Tensor:
-    """`[time, batch, columns]` as the mixer sees it."""
-    seen: Tensor = eyes(state.flatten(0, 1).unsqueeze(0))
-    return seen.view(*state.shape[:-1], -1)
-
-
-def _flat_cat(parts: list[Tensor]) -> Tensor:
-    """One row of every agent's columns."""
-    return torch.cat([part.flatten(2) for part in parts], -1)
 
 
 def _priority(error: Tensor) -> Tensor:
