@@ -57,6 +57,21 @@ def gae(
     return delta
 
 
+def lambda_return(
+    reward: Tensor, terminated: Tensor, ended: Tensor, next_value: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """R_t = r + gamma ((1 - lam) V(s_{t+1}) + lam R_{t+1}) (Sutton & Barto 2018, eq. 12.18), `[time, ...]`.
+
+    `next_value[t]` is V of the successor of step t, by which R_{t+1} is replaced where there is no further step of the
+    episode. With V(s) = max_a Q(s, a) it is Peng's Q(lambda).
+    """
+    target = td_target(reward, terminated, next_value, gamma)
+    for t in reversed(range(len(target) - 1)):
+        further = torch.where(ended[t], next_value[t], target[t + 1])
+        target[t] = td_target(reward[t], terminated[t], torch.lerp(next_value[t], further, lam), gamma)
+    return target
+
+
 def n_step(reward: Tensor, terminated: Tensor, ended: Tensor, next_value: Tensor, gamma: float, n: int) -> Tensor:
     """Targets of up to n rewards (Sutton & Barto 2018, eq. 7.1), `[time, ...] -> [time - n + 1, ...]`.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "shoal"
 LAYERS = [
     {"types", "tree"},
-    {"returns", "explore", "actions", "optim", "replay", "threads", "nets", "envs"},
+    {"returns", "explore", "actions", "optim", "replay", "rollouts", "threads", "nets", "envs"},
     {"algorithms", "collect"},
     {
         "train",

@@ -12,7 +12,7 @@ from test_value_decomposition import SPEC, WIDTH, plain_net, random_batch
 from torch import Tensor
 
 import shoal
-from shoal import actions, checkpoint, cli, log, tree
+from shoal import actions, checkpoint, cli, log, rollouts, tree
 from shoal.algorithms import ppo
 from shoal.algorithms.ppo import PPO, Actor, Config
 from shoal.nets.dense import AgentNet, orthogonal
@@ -241,7 +241,7 @@ def critics(algorithm: PPO) -> list[Tensor]:
 @pytest.mark.parametrize("memory", [0, WIDTH])
 def test_update_is_the_papers_equations(value: str, reward: str, shared: bool, memory: int, monkeypatch: Any) -> None:
     """Masks, deaths, both kinds of ends, three unlike groups, one of them continuous; the batch in several pieces."""
-    monkeypatch.setattr(ppo, "PIECE", 10)
+    monkeypatch.setattr(rollouts, "PIECE", 10)
     net = {"shared": shared, "memory": memory}
     algorithm = build(value=value, reward=reward, normalise_value=False, net=net)
     batch = rollout(memory=memory)
@@ -318,7 +318,7 @@ def test_a_batch_in_which_nobody_is_alive_teaches_nothing() -> None:
 
 
 def test_results_do_not_depend_on_the_number_of_workers(monkeypatch: Any) -> None:
-    monkeypatch.setattr(ppo, "PIECE", 7)
+    monkeypatch.setattr(rollouts, "PIECE", 7)
     grads = []
     for workers in (1, 3):
         algorithm = build(workers=workers, epochs=3, minibatches=2)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shoal import actions, explore, optim, tree
+from shoal import actions, explore, optim, rollouts, tree
 from shoal.nets import settings, together
 from shoal.nets.conv import Block, flat, real
 from shoal.nets.dense import AgentNet, orthogonal
@@ -41,11 +41,6 @@ from shoal.threads import Crew, cores
 from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
 TEAM = "team"  # the central critic's name, where the others have their group's
-PIECE = 3200
-"""Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
-PIECE_BYTES = 2**28
-"""That the convolutions of one piece may take: with pictures, pieces are smaller."""
-
 Turn = dict[str, slice]
 """The agents that learn together: where they stand in their group."""
 
@@ -189,7 +184,7 @@ class PPO:
             for name, actor in actors.items()
         }
         self.critic_optimizer = optim.Adam(self.modules[1], config.critic_lr, config.max_grad_norm)
-        self.piece = self._piece()
+        self.piece = rollouts.piece_size([*self.nets.values(), *critics.values()])
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
     def _units(self) -> tuple[int, ...]:
@@ -226,12 +221,6 @@ class PPO:
             orthogonal(critic, 1.0, generator)
         return critic
 
-    def _piece(self) -> int:
-        """Environment steps whose gradient one thread computes at a time."""
-        nets = [*(actor.net for actor in self.actors.values()), *self.critics.values()]
-        size = 4 * sum(net.num_agents * net.eyes.activations for net in nets)
-        return min(PIECE, max(PIECE_BYTES // size, 1)) if size else PIECE
-
     # Playing
 
     def initial_memory(self, num_envs: int) -> Groups:
@@ -267,13 +256,7 @@ class PPO:
 
     def experience(self, num_envs: int) -> Fresh:
         config = self.config
-        steps = max(config.batch_steps // num_envs, 1)
-        if config.net.memory and config.sequence and steps % config.sequence:
-            raise ShoalError(
-                f"rollouts of {steps} steps ({config.batch_steps} of {num_envs} environments) do not divide into "
-                f"sequences of {config.sequence}"
-            )
-        return Fresh(self.spec, num_envs, steps, config.net.memory)
+        return rollouts.fresh(self.spec, num_envs, config.batch_steps, config.sequence, config.net.memory)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs of gradient steps on a rollout `[time, env, ...]`."""
@@ -317,7 +300,7 @@ class PPO:
             advantage=unknown,
             target=unknown,
         )
-        value = torch.cat(self.crew.map(self._judge_values, _pieces(lesson, self.piece)), 1)
+        value = torch.cat(self.crew.map(self._judge_values, self._pieces(lesson)), 1)
         following = self.norm.restore(self._following(batch, value))
         value = self.norm.restore(value)
         ended = batch.ended.unsqueeze(-1)
@@ -333,7 +316,7 @@ class PPO:
         value, target = self.norm.normalise(value), self.norm.normalise(target)
         lesson = replace(lesson, value=value, advantage=advantage, target=target)
         if config.sequential or config.minibatches > 1:
-            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, _pieces(lesson, self.piece)), 1)
+            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, self._pieces(lesson)), 1)
         return lesson
 
     def _value(self, obs: Groups, memory: Groups, state: Tensor) -> Tensor:
@@ -368,7 +351,7 @@ class PPO:
     def _sequences(self, lesson: Lesson) -> Lesson:
         """From `[time, env, ...]` to sequences, each with its first memory; without memory, single steps."""
         length = (self.config.sequence or len(lesson.ended)) if self.config.net.memory else 1
-        lesson = tree.map(lambda x: x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2), lesson)
+        lesson = rollouts.sequences(lesson, length)
         return replace(lesson, memory={name: memory[:1] for name, memory in lesson.memory.items()})
 
     def _turns(self) -> list[Turn]:
@@ -386,12 +369,11 @@ class PPO:
         return x[..., self.start[name] + agents.start : self.start[name] + agents.stop]
 
     def _minibatches(self, lesson: Lesson) -> Iterator[Lesson]:
-        count, size = self.config.minibatches, lesson.ended.shape[1]
-        if count == 1:
-            yield lesson
-            return
-        for rows in torch.randperm(size, generator=self.shuffler).to(self.device).tensor_split(min(count, size)):
-            yield tree.map(lambda x, rows=rows: x.index_select(1, rows), lesson)  # a third of the time of x[:, rows]
+        count = self.config.minibatches
+        return rollouts.minibatches(lesson, lesson.ended.shape[1], count, self.shuffler, self.device)
+
+    def _pieces(self, lesson: Lesson) -> list[Lesson]:
+        return rollouts.pieces(lesson, lesson.ended, self.piece)
 
     def _step(self, lesson: Lesson, turn: Turn, values: bool) -> dict[str, Tensor]:
         """One gradient step of the policies of `turn`, and of the values too if they learn."""
@@ -408,7 +390,7 @@ class PPO:
             found = iter(torch.autograd.grad(loss, parameters))
             return [learner.join([next(found) for _ in learner.parameters]) for learner in learners], metrics, log_prob
 
-        results = self.crew.map(gradients, _pieces(lesson, self.piece))
+        results = self.crew.map(gradients, self._pieces(lesson))
         metrics = {name: torch.stack([m[name].detach() for _, m, _ in results]).sum() for name in results[0][1]}
         for k, learner in enumerate(learners):
             torch.sum(torch.stack([grads[k] for grads, _, _ in results]), 0, out=learner.grad)
@@ -547,21 +529,6 @@ def _starts(spec: EnvSpec) -> list[int]:
 def _join(parts: list[Tensor]) -> Tensor:
     parts = [part for part in parts if part.shape[-1]]
     return parts[0] if len(parts) == 1 else torch.cat([real(part) for part in parts], -1)
-
-
-def _pieces(lesson: Lesson, most: int) -> list[Lesson]:
-    """The batch axis in even parts, the same on every machine: results do not depend on the number of threads.
-
-    Of at most `most` environment steps, where a sequence is not longer; two where that is worth a wake-up, which is
-    sooner with memory: a step then costs many times as much.
-    """
-    if lesson.ended.device.type != "cpu":
-        return [lesson]
-    time, size = lesson.ended.shape
-    worth = 400 if time == 1 else 100
-    count = min(max(math.ceil(time * size / most), min(2, time * size // worth)), size)
-    edges = [size * k // count for k in range(count + 1)]
-    return [tree.index(lesson, (ALL, slice(*edges[k : k + 2]))) for k in range(count)]
 
 
 def _standardise(x: Tensor, mask: Tensor) -> None:
