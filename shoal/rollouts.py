@@ -74,5 +74,7 @@ def pieces(batch: T, ended: Tensor, most: int) -> list[T]:
     time, size = ended.shape
     worth = 400 if time == 1 else 100
     count = min(max(math.ceil(time * size / most), min(2, time * size // worth)), size)
+    if count == 1:
+        return [batch]
     edges = [size * k // count for k in range(count + 1)]
     return [tree.index(batch, (slice(None), slice(*edges[k : k + 2]))) for k in range(count)]

@@ -26,7 +26,7 @@ ADDRESS = _find()
 """None: `product` cannot be called."""
 if ADDRESS:  # by name, since what is compiled is kept on disk, and the address is another one in every process
     llvm.add_symbol("shoal_sgemm", ADDRESS)
-_sgemm = types.ExternalFunction("shoal_sgemm", types.void(*[types.uintp] * 13))
+sgemm = types.ExternalFunction("shoal_sgemm", types.void(*[types.uintp] * 13))
 LETTERS = np.frombuffer(b"NT", np.uint8)
 SCALES = np.array([0.0, 1.0], np.float32)
 
@@ -46,7 +46,7 @@ def product(a: Any, b: Any, out: Any, size: Any, transposed: bool, add: bool, le
     rows, inner, columns = numbers, numbers + 4, numbers + 8
     which, wide, scale = (at + 1, inner, one) if transposed else (at, columns, one)
     before = one if add else one - 4
-    _sgemm(
+    sgemm(
         which,
         at,
         columns,

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.nets import perceptron
+from shoal.nets.perceptron import NARROW
+
 ALL = slice(None)
-NARROW = 16
-"""Columns below which a product with many rows is several times faster the other way round (MKL, 5 columns: 4 to 8)."""
 FEW = 512
 """Rows, of all copies together, from which it never costs more than it gains (`benchmarks/products.py`)."""
 
@@ -34,15 +35,18 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
         """Of all copies, or of `some` of them."""
-        return self.linearize(x, some)[0]
+        layers = self._layers(some)
+        return perceptron.forward(x, layers) if perceptron.fits(x, layers) else self.linearize(x, some)[0]
 
     def linearize(self, x: Tensor, some: slice = ALL) -> tuple[Tensor, list[Tensor]]:
         """The output and every layer's input, which `pull_weights` and `pull_input` need."""
-        layers = self.layers if some == ALL else [(weight[some], bias[some]) for weight, bias in self.layers]
-        inputs = [x]
+        inputs, layers = [x], self._layers(some)
         for weight, bias in layers[:-1]:
             inputs.append(torch.baddbmm(bias, inputs[-1], weight).relu_())
         return _last(inputs[-1], *layers[-1]), inputs
+
+    def _layers(self, some: slice) -> perceptron.Layers:
+        return self.layers if some == ALL else [(weight[some], bias[some]) for weight, bias in self.layers]
 
     @torch.no_grad()
     def pull_weights(self, inputs: list[Tensor], grad: Tensor) -> None:
