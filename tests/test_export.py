@@ -153,6 +153,7 @@ CASES = {
     "shared": lambda: on_policy(spec(other=True)),
     "numbered, masked": lambda: valued(spec(masked=True), identity=True),
     "stacked memory": lambda: valued(spec(), **MEMORY),
+    "normalised units": lambda: valued(spec(masked=True), norm="layer", **MEMORY),
     "continuous": lambda: on_policy(spec(Box(2)), shared=False, std_of_state=True),
     "deterministic": lambda: deterministic(spec(Box(2))),
     "pictures": lambda: on_policy(spec(obs=(12, 13, 3), image=True), shared=False),

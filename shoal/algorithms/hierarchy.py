@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from shoal import tree
-from shoal.algorithms import ddpg, ppo, value_decomposition
+from shoal.algorithms import ddpg, ppo, pqn, value_decomposition
 from shoal.nets.conv import flat
 from shoal.types import (
     SELF,
@@ -48,7 +48,7 @@ from shoal.types import (
     nearest,
 )
 
-FAMILIES = {**ddpg.PRESETS, **value_decomposition.PRESETS, **ppo.PRESETS}
+FAMILIES = {**ddpg.PRESETS, **value_decomposition.PRESETS, **pqn.PRESETS, **ppo.PRESETS}
 MANAGER = " manager"  # behind a group's name: its agents' goals
 
 

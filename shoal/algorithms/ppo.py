@@ -215,7 +215,7 @@ class PPO:
         sizes = (sum(block.size for block in inputs), *net.hidden, outputs)
         critic = AgentNet(
             agents, sizes, shared=net.shared, identity=net.identity, generator=generator, blocks=inputs, conv=net.conv,
-            pool=net.pool,
+            pool=net.pool, norm=net.norm == "layer",
         )  # fmt: skip
         if net.orthogonal:
             orthogonal(critic, 1.0, generator)

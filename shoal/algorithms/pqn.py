@@ -160,14 +160,16 @@ class PQN(QAgents):
         count = lesson.counts.sum().clamp(min=1)
 
         def gradient(piece: Lesson) -> tuple[Tensor, Tensor]:
-            error = (self._values(piece) - piece.target).square() * piece.counts
-            loss = error.sum() / count
+            loss = ((self._values(piece) - piece.target).square() * piece.counts).sum() / count
             return self.optimizer.join(torch.autograd.grad(loss, self.optimizer.parameters)), loss.detach()
 
         results = self.crew.map(gradient, rollouts.pieces(lesson, lesson.ended, self.piece))
-        torch.sum(torch.stack([grad for grad, _ in results]), 0, out=self.optimizer.grad)
-        norm = self.optimizer.step()
-        return {"loss": torch.stack([loss for _, loss in results]).sum(), "grad_norm": norm}
+        self.optimizer.grad.copy_(results[0][0])
+        loss = results[0][1]
+        for grad, more in results[1:]:
+            self.optimizer.grad += grad
+            loss = loss + more
+        return {"loss": loss, "grad_norm": self.optimizer.step()}
 
     def _values(self, lesson: Lesson) -> Tensor:
         """Of what was done, `[time, batch, value]`."""

@@ -13,6 +13,7 @@ from shoal import actions
 from shoal.nets.comm import UNHEARD
 from shoal.nets.conv import Conv, real
 from shoal.nets.dense import AgentNet
+from shoal.nets.mlp import normalise
 from shoal.nets.pool import WIDTH, Pool, Sight
 from shoal.types import SELF, Discrete, Groups, GroupSpec
 
@@ -123,6 +124,7 @@ class Agent(nn.Module):
         if net.eyes.sights:
             self.eyes = Pooled(net.eyes.sights[0])
         layers = [*net.mlp.layers, *(net.head.layers if net.split else [])]
+        self.norm = net.mlp.norm
         self.hidden = nn.ModuleList(Layer(*layer) for layer in layers[:-1])
         self.head = Layer(*layers[-1])
         self.gru = nn.ModuleList(Layer(*layer) for layer in net.gru.layers) if net.memory else None
@@ -162,7 +164,8 @@ class Agent(nn.Module):
         if self.identity.shape[1]:
             x = torch.cat([x, self.identity[agent]], 1)
         for layer in self.hidden:
-            x = layer(x, agent).relu()
+            x = layer(x, agent)
+            x = (normalise(x) if self.norm else x).relu()
         after = []
         if self.gru:
             x = self._remember(x, now["memory"], agent)

@@ -11,7 +11,7 @@ from shoal import tree
 from shoal.algorithms.ddpg import DDPG
 from shoal.algorithms.hierarchy import Hierarchy
 from shoal.algorithms.ppo import PPO
-from shoal.algorithms.value_decomposition import ValueDecomposition
+from shoal.algorithms.q_agents import QAgents
 from shoal.export.agent import Agent
 from shoal.nets import together
 from shoal.nets.conv import flat
@@ -19,7 +19,7 @@ from shoal.nets.dense import AgentNet
 from shoal.teams.league import League
 from shoal.types import Algorithm, Discrete, EnvSpec, Groups, ShoalError, View
 
-Learner = PPO | ValueDecomposition | DDPG
+Learner = PPO | QAgents | DDPG
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,5 @@ def _known(policy: Algorithm) -> Learner:
         )
     raise ShoalError(
         f"{type(policy).__name__} cannot be exported: only the networks of shoal's own algorithms are known "
-        "(the families of ddpg, value_decomposition and ppo)"
+        "(the families of ddpg, value_decomposition, pqn and ppo)"
     )

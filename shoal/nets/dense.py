@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shoal.nets.comm import Channel, Talk
 from shoal.nets.conv import Block, Eyes, Kind, real
 from shoal.nets.gru import Gru
-from shoal.nets.mlp import ALL, Mlp
+from shoal.nets.mlp import ALL, Mlp, normalise
 from shoal.nets.pool import Pool, Pooling
 from shoal.types import ShoalError
 
@@ -85,6 +85,7 @@ class AgentNet(nn.Module):
         conv: kind of the convolutions.
         pool: how things of which there are several are pooled.
         talk: how agents communicate.
+        norm: hidden units are normalised, see `Mlp`.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class AgentNet(nn.Module):
         conv: Kind = "auto",
         pool: Pooling = "none",
         talk: Talk = SILENT,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.num_agents, self.shared, self.ensemble, self.size = num_agents, shared, ensemble, sizes[0]
@@ -116,7 +118,7 @@ class AgentNet(nn.Module):
         if self.split and len(sizes) < 3:
             what = "with memory" if memory else "that talks"
             raise ShoalError(f"a network {what} needs a hidden layer before it: set net.hidden to 64, say")
-        self.mlp = Mlp(sizes[:-1] if self.split else sizes, copies, generator)
+        self.mlp = Mlp(sizes[:-1] if self.split else sizes, copies, generator, norm)
         width = memory or sizes[-2]
         if memory:
             self.gru = Gru(sizes[-2], memory, copies, generator)
@@ -153,7 +155,8 @@ class AgentNet(nn.Module):
         if not self.split:
             return x, memory.expand(len(x), *memory.shape)
         some = self._copies(agents)
-        hidden = self.mlp(self._seen(x, agents), some).relu_()
+        hidden = self.mlp(self._seen(x, agents), some)
+        hidden = normalise(hidden).relu() if self.mlp.norm else hidden.relu_()
         if not self.memory:
             return self._outward(hidden, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
         keep, sequence = None, (len(x), hidden.shape[1] // len(x))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from shoal.nets import perceptron
 from shoal.nets.perceptron import NARROW
@@ -20,11 +21,13 @@ FEW = 512
 class Mlp(nn.Module):
     """`copies` perceptrons of the same sizes side by side: `[copies, batch, in] -> [copies, batch, out]`, ReLU between.
 
-    Weights and biases are drawn as `torch.nn.Linear` draws them (uniform, bound 1/sqrt(fan_in)), from `generator`.
+    Weights and biases are drawn as `torch.nn.Linear` draws them (uniform, bound 1/sqrt(fan_in)), from `generator`. With
+    `norm`, hidden units are normalised before ReLU, see `normalise`.
     """
 
-    def __init__(self, sizes: tuple[int, ...], copies: int, generator: torch.Generator) -> None:
+    def __init__(self, sizes: tuple[int, ...], copies: int, generator: torch.Generator, norm: bool = False) -> None:
         super().__init__()
+        self.norm = norm
         layers = []
         for fan_in, fan_out in itertools.pairwise(sizes):
             bound = 1.0 / math.sqrt(max(fan_in, 1))
@@ -36,13 +39,15 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
         """Of all copies, or of `some` of them."""
         layers = self._layers(some)
-        return perceptron.forward(x, layers) if perceptron.fits(x, layers) else self.linearize(x, some)[0]
+        plain = not self.norm and perceptron.fits(x, layers)
+        return perceptron.forward(x, layers) if plain else self.linearize(x, some)[0]
 
     def linearize(self, x: Tensor, some: slice = ALL) -> tuple[Tensor, list[Tensor]]:
         """The output and every layer's input, which `pull_weights` and `pull_input` need."""
         inputs, layers = [x], self._layers(some)
         for weight, bias in layers[:-1]:
-            inputs.append(torch.baddbmm(bias, inputs[-1], weight).relu_())
+            hidden = torch.baddbmm(bias, inputs[-1], weight)
+            inputs.append(normalise(hidden).relu() if self.norm else hidden.relu_())
         return _last(inputs[-1], *layers[-1]), inputs
 
     def _layers(self, some: slice) -> perceptron.Layers:
@@ -50,7 +55,8 @@ class Mlp(nn.Module):
 
     @torch.no_grad()
     def pull_weights(self, inputs: list[Tensor], grad: Tensor) -> None:
-        """From the gradient of the output to the weights' `grad`, overwriting it."""
+        """From the gradient of the output to the weights' `grad`, overwriting it. Not with `norm`."""
+        assert not self.norm
         for k in reversed(range(len(inputs))):
             weight, bias = self.layers[k]
             if _turned(inputs[k], weight) and weight.grad is not None:
@@ -63,12 +69,18 @@ class Mlp(nn.Module):
 
     @torch.no_grad()
     def pull_input(self, inputs: list[Tensor], grad: Tensor) -> Tensor:
-        """From the gradient of the output to that of the input."""
+        """From the gradient of the output to that of the input. Not with `norm`."""
+        assert not self.norm
         for k in reversed(range(len(inputs))):
             grad = torch.bmm(grad, self.layers[k][0].transpose(1, 2))
             if k:
                 grad = _through_relu(grad, inputs[k])
         return grad
+
+
+def normalise(hidden: Tensor) -> Tensor:
+    """Layer normalisation (Ba et al. 2016, arXiv 1607.06450) along the last axis, without gains and biases."""
+    return functional.layer_norm(hidden, hidden.shape[-1:])
 
 
 def _last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

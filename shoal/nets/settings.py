@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -23,6 +24,8 @@ class Net:
     """One set of weights for all agents of a group instead of one each."""
     identity: bool = False
     """Tell agents that share weights apart by a number in their input: where what they see does not."""
+    norm: Literal["none", "layer"] = "none"
+    """Hidden units before ReLU: as they are, or shifted and scaled to mean 0 and standard deviation 1 in every row."""
     conv: Kind = "auto"
     """Convolutions in front of the hidden layers: auto: by a picture's size; small, large; none: its plain numbers."""
     pool: Pooling = "none"
@@ -43,6 +46,7 @@ class Net:
             group.num_agents, (group.obs_size, *self.hidden, outputs), shared=self.shared, generator=generator,
             identity=self.identity, memory=self.memory, blocks=(Block(group.obs_shape, parts=group.parts),),
             conv=self.conv, pool=self.pool, talk=Talk(self.comm, self.message, self.rounds, self.heads),
+            norm=self.norm == "layer",
         )  # fmt: skip
 
     def tied(self) -> list[str]:
