@@ -14,7 +14,8 @@ core, run the whole under `taskset -c 0`.
 
     iql_rnn, vdn_rnn, qmix_rnn    as shipped, and shoal with the same sizes and settings
     iql_own, vdn_own, qmix_own    as shipped, and shoal with its own settings for the task (without memory)
-    vdn_fast                      as shipped, and shoal with the settings with which it learns most in a minute
+    pqn_fast                      vdn_rnn as shipped, and shoal's pqn_vdn with settings that learn at least as much
+    pqn_vdn                       as shipped
     ippo_ff, ippo_rnn, mappo_rnn  as shipped
     ippo_rnn_16, mappo_rnn_16     as shipped, and shoal learning memory through 16 steps instead of 128
     ippo_ff_best                  with 512 environments, rollouts of 25 steps and 1 minibatch
@@ -22,6 +23,8 @@ core, run the whole under `taskset -c 0`.
 Q-learning as shipped: 8 environments; rollouts of 26 steps, which are whole episodes; after each rollout (208 steps) 1
 update of 32 sequences of 26 steps, none in the first 10,000 steps; a replay of 5000 episodes; Dense 64, GRU 64, linear;
 a mixer of 32 units, its hypernetworks 128 wide.
+
+PQN as shipped: 256 environments; rollouts of 16 steps; 4 epochs of 16 minibatches; hidden layers 256-256, normalised.
 
 Returns are those of the last run, over 512 greedy episodes, per agent (theirs report three times that). With
 `--steps 10000000`, as theirs is shipped, they say which rates can be compared.
@@ -72,9 +75,9 @@ class Theirs:
         return [checkout / "baselines" / name for name in (self.script, *self.configs)]
 
 
-def q_learning(name: str) -> Theirs:
-    configs = ("QLearning/config/config.yaml", "QLearning/config/alg/ql_rnn_mpe.yaml")
-    return Theirs(f"QLearning/{name}.py", configs, 18_000, {"TEST_INTERVAL": 1.0})
+def q_learning(name: str, config: str = "ql_rnn_mpe", rate: int = 18_000) -> Theirs:
+    configs = ("QLearning/config/config.yaml", f"QLearning/config/alg/{config}.yaml")
+    return Theirs(f"QLearning/{name}.py", configs, rate, {"TEST_INTERVAL": 1.0})
 
 
 def ppo(folder: str, script: str, config: str, rate: int, **changes: int) -> Theirs:
@@ -84,6 +87,7 @@ def ppo(folder: str, script: str, config: str, rate: int, **changes: int) -> The
 BEST = {"NUM_ENVS": 512, "NUM_STEPS": 25, "UPDATE_EPOCHS": 4, "NUM_MINIBATCHES": 1}
 THEIRS = {
     **{name: q_learning(name) for name in ("iql_rnn", "vdn_rnn", "qmix_rnn")},
+    "pqn_vdn": q_learning("pqn_vdn_ff", "pqn_vdn_ff_mpe", 8000),
     "ippo_ff": ppo("IPPO", "ippo_ff_mpe", "ippo_ff_mpe", 40_000),
     "ippo_ff_best": ppo("IPPO", "ippo_ff_mpe", "ippo_ff_mpe", 40_000, **BEST),
     "ippo_rnn": ppo("IPPO", "ippo_rnn_mpe", "ippo_rnn_mpe", 4500),
@@ -91,7 +95,7 @@ THEIRS = {
 }
 
 
-POLICIES = ("ippo", "mappo")  # which share out their gradients themselves
+SHARING = ("ippo", "mappo", "pqn_vdn")  # which share out their gradients themselves
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Ours:
         settings = dict(presets.task(self.algorithm, TASK) if self.settings is None else self.settings)
         settings.pop("total_steps", None)
         num_envs = settings.pop("num_envs", self.num_envs)
-        if self.algorithm in POLICIES:
+        if self.algorithm in SHARING:
             settings["workers"] = threads
         env = shoal.make(TASK, num_envs, max_cycles=26)
         return shoal.build(self.algorithm, env.spec, **settings), env
@@ -123,7 +127,7 @@ class Ours:
         start = time.perf_counter()
         algorithm, env = self.build(threads)
         played = 0
-        for progress in shoal.train(algorithm, env, steps, threads=1 if self.algorithm in POLICIES else threads):
+        for progress in shoal.train(algorithm, env, steps, threads=1 if self.algorithm in SHARING else threads):
             played = progress.env_steps
         rate = played / (time.perf_counter() - start)
         found = shoal.evaluate(algorithm, shoal.make(TASK, TESTS, max_cycles=26), TESTS).agent_return if judge else None
@@ -171,20 +175,34 @@ def ours_ppo(
 
 
 FAST = {
-    "batch_size": 512,
-    "update_every": 1024,
-    "warmup": 5000,
-    "buffer_size": 300_000,
-    "epsilon_steps": 500_000,
-    "lr": 2e-3,
-    "anneal_steps": 10_000_000,
-    "gamma": 0.95,
+    "batch_steps": 12_800,
+    "epochs": 1,
+    "minibatches": 32,
+    "epsilon_steps": 400_000,
+    "lr": 6e-3,
+    "anneal_steps": 4_000_000,
+    "gamma": 0.85,
     "net": {"identity": False},
+}
+SHIPPED = {
+    "batch_steps": 4096,
+    "epochs": 4,
+    "minibatches": 16,
+    "epsilon_end": 0.1,
+    "epsilon_steps": 1_000_000,
+    "lr": 5e-4,
+    "gamma": 0.9,
+    "lam": 0.3,
+    "max_grad_norm": 1.0,
+    "normalise": False,
+    "reward": "sum",
+    "net": {"hidden": (256, 256), "norm": "layer"},
 }
 OURS = {
     **{f"{name}_rnn": ours_same(name) for name in ("iql", "vdn", "qmix")},
     **{f"{name}_own": Ours(f"{name}_rnn", name) for name in ("iql", "vdn", "qmix")},
-    "vdn_fast": Ours("vdn_rnn", "vdn", 512, FAST),
+    "pqn_fast": Ours("vdn_rnn", "pqn_vdn", 512, FAST),
+    "pqn_vdn": Ours("pqn_vdn", "pqn_vdn", 256, SHIPPED),
     "ippo_ff": ours_ppo("ippo_ff", hidden=(64, 64)),
     "ippo_ff_best": ours_ppo("ippo_ff_best", hidden=(64, 64), num_envs=512, rollout=25, minibatches=1),
     "ippo_rnn": ours_ppo("ippo_rnn", hidden=(128,), memory=128, minibatches=2),
