@@ -179,10 +179,10 @@ FAST = {
     "epochs": 1,
     "minibatches": 32,
     "epsilon_steps": 400_000,
-    "lr": 6e-3,
+    "lr": 8e-3,
     "anneal_steps": 4_000_000,
     "gamma": 0.85,
-    "net": {"identity": False},
+    "net": {"hidden": (48, 48), "identity": False},
 }
 SHIPPED = {
     "batch_steps": 4096,

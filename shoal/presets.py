@@ -75,6 +75,29 @@ for _algorithm in VALUES:
     for _game in ("climbing", "penalty"):
         TASKS[_algorithm, f"matrix/{_game}"] = LONG if _algorithm == "wqmix" else REPEATED
 
+ROLLED = ("pqn", "pqn_vdn", "pqn_qmix")
+PARALLEL = {
+    "num_envs": 128,
+    "total_steps": 2_000_000,
+    "anneal_steps": 2_000_000,
+    "epsilon_steps": 200_000,
+    "lr": 3e-3,
+    "gamma": 0.9,
+    "net.identity": False,
+}
+# Where play is all exploration, only returns of one step are those of the best actions
+GUESSED = {"num_envs": 8, "total_steps": 20_000, "batch_steps": 160, "minibatches": 4, "epsilon_end": 1.0, "lam": 0.0}
+for _algorithm in ROLLED:
+    TASKS[_algorithm, "mpe/simple_spread"] = PARALLEL
+    TASKS[_algorithm, "memory/recall"] = {
+        "num_envs": 64,
+        "total_steps": 200_000,
+        "batch_steps": 640,
+        "minibatches": 4,
+    }
+    for _game in ("two_step", "nonmonotonic"):
+        TASKS[_algorithm, f"matrix/{_game}"] = GUESSED
+
 POLICIES = ("ippo", "mappo", "happo")
 SWARM = {
     "num_envs": 128,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 PIECE = 3200
 """Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
+WORTH = 7_000_000
+"""Weights that a batch meets on its way through the networks, from which it is worth a second thread's wake-up."""
 PIECE_BYTES = 2**28
 """That the convolutions of one piece may take: with pictures, pieces are smaller."""
 
@@ -54,27 +57,30 @@ def minibatches(batch: T, size: int, count: int, generator: torch.Generator, dev
         yield tree.map(lambda x, rows=rows: x.index_select(1, rows), batch)  # a third of the time of x[:, rows]
 
 
-def piece_size(nets: Iterable[AgentNet]) -> int:
-    """Environment steps whose gradient through `nets` one thread computes at a time."""
-    size = 4 * sum(net.num_agents * net.eyes.activations for net in nets)
-    return min(PIECE, max(PIECE_BYTES // size, 1)) if size else PIECE
+@dataclass(frozen=True)
+class Cut:
+    """How a batch is divided among threads: by what its networks cost, so that results do not depend on the threads."""
 
+    most: int
+    """Environment steps in a piece."""
+    least: int
+    """Steps of a batch from which there are two pieces."""
 
-def pieces(batch: T, ended: Tensor, most: int) -> list[T]:
-    """The batch axis in even parts, the same on every machine: results do not depend on the number of threads.
+    @classmethod
+    def of(cls, nets: Iterable[AgentNet]) -> Cut:
+        """For gradients through `nets`."""
+        nets = list(nets)
+        size = 4 * sum(net.num_agents * net.eyes.activations for net in nets)
+        met = sum(sum(w.numel() for w in net.parameters()) * (net.num_agents if net.shared else 1) for net in nets)
+        return cls(min(PIECE, max(PIECE_BYTES // size, 1)) if size else PIECE, max(WORTH // max(met, 1), 1))
 
-    Of at most `most` environment steps, where a sequence is not longer; two where that is worth a wake-up, which is
-    sooner with memory: a step then costs many times as much.
-
-    Args:
-        ended: `[time, batch]` of the batch.
-    """
-    if ended.device.type != "cpu":
-        return [batch]
-    time, size = ended.shape
-    worth = 400 if time == 1 else 100
-    count = min(max(math.ceil(time * size / most), min(2, time * size // worth)), size)
-    if count == 1:
-        return [batch]
-    edges = [size * k // count for k in range(count + 1)]
-    return [tree.index(batch, (slice(None), slice(*edges[k : k + 2]))) for k in range(count)]
+    def __call__(self, batch: T, ended: Tensor) -> list[T]:
+        """The batch axis in even parts, on a CPU. `ended` is that of the batch, `[time, batch]`."""
+        if ended.device.type != "cpu":
+            return [batch]
+        time, size = ended.shape
+        count = min(max(math.ceil(time * size / self.most), min(2, time * size // self.least)), size)
+        if count == 1:
+            return [batch]
+        edges = [size * k // count for k in range(count + 1)]
+        return [tree.index(batch, (slice(None), slice(*edges[k : k + 2]))) for k in range(count)]

@@ -13,7 +13,7 @@ from test_value_decomposition import SPEC, random_batch
 from torch import Tensor
 
 import shoal
-from shoal import optim
+from shoal import optim, rollouts
 from shoal.algorithms.ppo import PPO
 from shoal.algorithms.value_decomposition import ValueDecomposition
 from shoal.nets import together
@@ -331,7 +331,7 @@ def test_ppo_plays_as_it_learns_with_whoever_is_heard() -> None:
     grads = []
     for piece in (1, 10_000):
         algorithm = ppo(net={"comm": "attention"})
-        algorithm.piece = piece
+        algorithm.cut = rollouts.Cut(piece, 10**9)
         algorithm.update(with_hears(rollout(), MIXED))
         grads.append(optim.join([p.detach() for p in algorithm.modules[0].parameters()]))
     assert torch.allclose(grads[0], grads[1], atol=2e-5)

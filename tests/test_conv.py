@@ -188,7 +188,7 @@ def test_rollouts_keep_bytes_and_pieces_shrink() -> None:
     progress = next(train(algorithm, env, 8))
     assert progress.collector.rollout.groups["eye"].obs.dtype == torch.uint8
     assert progress.experience.num_bytes < 8 * 2 * 2 * 84 * 84 + 1000
-    assert algorithm.piece * 2 * 2 * 4 * 84 * 84 < 2**28
+    assert algorithm.cut.most * 2 * 2 * 4 * 84 * 84 < 2**28
 
 
 def test_rollouts_that_do_not_fit_are_refused_with_what_would() -> None:

@@ -184,7 +184,7 @@ class PPO:
             for name, actor in actors.items()
         }
         self.critic_optimizer = optim.Adam(self.modules[1], config.critic_lr, config.max_grad_norm)
-        self.piece = rollouts.piece_size([*self.nets.values(), *critics.values()])
+        self.cut = rollouts.Cut.of([*self.nets.values(), *critics.values()])
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
     def _units(self) -> tuple[int, ...]:
@@ -300,7 +300,7 @@ class PPO:
             advantage=unknown,
             target=unknown,
         )
-        value = torch.cat(self.crew.map(self._judge_values, self._pieces(lesson)), 1)
+        value = torch.cat(self.crew.map(self._judge_values, self.cut(lesson, lesson.ended)), 1)
         following = self.norm.restore(self._following(batch, value))
         value = self.norm.restore(value)
         ended = batch.ended.unsqueeze(-1)
@@ -316,7 +316,7 @@ class PPO:
         value, target = self.norm.normalise(value), self.norm.normalise(target)
         lesson = replace(lesson, value=value, advantage=advantage, target=target)
         if config.sequential or config.minibatches > 1:
-            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, self._pieces(lesson)), 1)
+            lesson.log_prob = torch.cat(self.crew.map(self._judge_all, self.cut(lesson, lesson.ended)), 1)
         return lesson
 
     def _value(self, obs: Groups, memory: Groups, state: Tensor) -> Tensor:
@@ -372,9 +372,6 @@ class PPO:
         count = self.config.minibatches
         return rollouts.minibatches(lesson, lesson.ended.shape[1], count, self.shuffler, self.device)
 
-    def _pieces(self, lesson: Lesson) -> list[Lesson]:
-        return rollouts.pieces(lesson, lesson.ended, self.piece)
-
     def _step(self, lesson: Lesson, turn: Turn, values: bool) -> dict[str, Tensor]:
         """One gradient step of the policies of `turn`, and of the values too if they learn."""
         learners = [self.actor_optimizers[name] for name in turn] + [self.critic_optimizer] * values
@@ -390,7 +387,7 @@ class PPO:
             found = iter(torch.autograd.grad(loss, parameters))
             return [learner.join([next(found) for _ in learner.parameters]) for learner in learners], metrics, log_prob
 
-        results = self.crew.map(gradients, self._pieces(lesson))
+        results = self.crew.map(gradients, self.cut(lesson, lesson.ended))
         metrics = {name: torch.stack([m[name].detach() for _, m, _ in results]).sum() for name in results[0][1]}
         for k, learner in enumerate(learners):
             torch.sum(torch.stack([grads[k] for grads, _, _ in results]), 0, out=learner.grad)

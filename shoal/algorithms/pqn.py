@@ -78,7 +78,7 @@ class PQN(QAgents):
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
         self.norm = ValueNorm(0.99).to(self.device)
         self.shuffler = torch.Generator().manual_seed(seed)
-        self.piece = rollouts.piece_size(self.nets.values())
+        self.cut = rollouts.Cut.of(self.nets.values())
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
     # Learning
@@ -105,7 +105,7 @@ class PQN(QAgents):
         """What a rollout teaches: its targets."""
         config, groups = self.config, batch.groups
         reward, terminated, counts = outcome(batch, config.reward, team=config.mixer != "none")
-        parts = rollouts.pieces(batch, batch.ended, self.piece)
+        parts = self.cut(batch, batch.ended)
         # in the units in which these values were learned; what is learned from now on is in new ones
         following = self.norm.restore(torch.cat(self.crew.map(self._following, parts), 1))
         ended = batch.ended.unsqueeze(-1)
@@ -163,7 +163,7 @@ class PQN(QAgents):
             loss = ((self._values(piece) - piece.target).square() * piece.counts).sum() / count
             return self.optimizer.join(torch.autograd.grad(loss, self.optimizer.parameters)), loss.detach()
 
-        results = self.crew.map(gradient, rollouts.pieces(lesson, lesson.ended, self.piece))
+        results = self.crew.map(gradient, self.cut(lesson, lesson.ended))
         self.optimizer.grad.copy_(results[0][0])
         loss = results[0][1]
         for grad, more in results[1:]:
