@@ -175,14 +175,14 @@ def ours_ppo(
 
 
 FAST = {
-    "batch_steps": 12_800,
+    "batch_steps": 512 * 26,
     "epochs": 1,
     "minibatches": 32,
     "epsilon_steps": 400_000,
-    "lr": 8e-3,
+    "lr": 6e-3,
     "anneal_steps": 4_000_000,
     "gamma": 0.85,
-    "net": {"hidden": (48, 48), "identity": False},
+    "net": {"identity": False},
 }
 SHIPPED = {
     "batch_steps": 4096,

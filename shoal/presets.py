@@ -89,6 +89,7 @@ PARALLEL = {
 GUESSED = {"num_envs": 8, "total_steps": 20_000, "batch_steps": 160, "minibatches": 4, "epsilon_end": 1.0, "lam": 0.0}
 for _algorithm in ROLLED:
     TASKS[_algorithm, "mpe/simple_spread"] = PARALLEL
+    TASKS[_algorithm, "mpe/simple_speaker_listener"] = {**PARALLEL, "lr": 2e-3, "net.identity": True}
     TASKS[_algorithm, "memory/recall"] = {
         "num_envs": 64,
         "total_steps": 200_000,
@@ -186,6 +187,17 @@ FORAGING_AHEAD = {"iql": 3, "vdn": 1, "qmix": 5}
 for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
     for _algorithm in ("ippo", "mappo"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING | (LARGER if "10x10" in _field else {})
+    for _algorithm in ROLLED:
+        TASKS[_algorithm, f"lbf/Foraging-{_field}"] = {
+            **PARALLEL,
+            "total_steps": 4_000_000,
+            "anneal_steps": 4_000_000,
+            "epsilon_steps": 400_000,
+            "lr": 1e-3,
+            "gamma": 0.97,
+            "reward": "mean",
+            "net.identity": True,
+        }
     for _algorithm, _ahead in FORAGING_AHEAD.items():
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = {**FORAGING_VALUES, "n_step": _ahead}
 # Both players share their weights: self-play. What is learned must also do against moves that it would never make, so
@@ -259,6 +271,15 @@ WAREHOUSE = {
 for _size in ("tiny-2ag", "tiny-4ag", "small-4ag"):
     for _algorithm in ("ippo", "mappo"):
         TASKS[_algorithm, f"rware/rware-{_size}"] = WAREHOUSE
+    TASKS["pqn", f"rware/rware-{_size}"] = {
+        "num_envs": 128,
+        "total_steps": 20_000_000,
+        "anneal_steps": 20_000_000,
+        "epsilon_steps": 1_000_000,
+        "minibatches": 4,
+        "lr": 1e-3,
+        "net.norm": "layer",
+    }
 TASKS["feudal", "sparse/expedition"] = {
     "num_envs": 64,
     "total_steps": 800_000,
