@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import shoal
-from shoal import tree
+from shoal import rollouts, tree
 from shoal.algorithms.value_decomposition import ValueDecomposition
 from shoal.nets.dense import AgentNet
 from shoal.replay import allocate
@@ -180,6 +180,23 @@ def test_update_is_the_papers_equations(name: str, double: bool, shared: bool, t
     expected = plain_gradient(name, algorithm, batch)
     assert expected.abs().max() > 1e-2
     assert torch.allclose(gradient(algorithm, batch), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("memory", [0, WIDTH])
+def test_a_batch_in_pieces_teaches_the_same_on_any_number_of_threads(
+    name: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"sequence": 3, "burn_in": 2, "priority": 0.6, "normalise": True, "batch_size": 12}
+    batch, grads, urgent = random_batch(time=5, memory=memory), [], []
+    for most, workers in ((10**9, 1), (8, 1), (8, 3)):
+        algorithm = build(name, net={"memory": memory}, workers=workers, **settings)
+        algorithm.cut = rollouts.Cut(most, 10**9)
+        monkeypatch.setattr(algorithm.experience(12), "prioritise", urgent.append)
+        grads.append(gradient(algorithm, batch))
+    assert torch.allclose(grads[0], grads[1], atol=1e-5)
+    assert torch.allclose(urgent[0], urgent[1], atol=1e-5)
+    assert torch.equal(grads[1], grads[2])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,7 +26,6 @@ from shoal.nets.conv import flat
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Fresh
 from shoal.returns import lambda_return, mean_weights, outcome
-from shoal.threads import Crew, cores
 from shoal.types import Batch, EnvSpec, Groups, Preset, ShoalError, Tree
 
 
@@ -44,8 +43,6 @@ class Config(QConfig):
     """Parts of a batch, a gradient step each."""
     sequence: int = 0
     """Steps through which memory is learned; 0: all of a rollout."""
-    workers: int = 0
-    """Threads that share the gradient of a minibatch; 0: one a core. Results do not depend on it."""
 
 
 @dataclass
@@ -78,8 +75,6 @@ class PQN(QAgents):
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
         self.norm = ValueNorm(0.99).to(self.device)
         self.shuffler = torch.Generator().manual_seed(seed)
-        self.cut = rollouts.Cut.of(self.nets.values())
-        self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
     # Learning
 

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shoal import actions, explore, tree
+from shoal import actions, explore, rollouts, tree
 from shoal.nets import settings, together
 from shoal.nets.conv import Block, Eyes, flat, real
 from shoal.nets.mixers import Monotonic, Sum
+from shoal.threads import Crew, cores
 from shoal.types import Batch, Discrete, EnvSpec, Groups, ShoalError, View
 
 
@@ -47,6 +48,8 @@ class QConfig:
     """Units of the monotonic mixing network."""
     hyper: int = 64
     """Hidden units of the network that makes the mixer's weights from the state, and of weighted QMIX's Q*."""
+    workers: int = 0
+    """Threads that share the gradient of a batch; 0: one a core. Results do not depend on it."""
     net: Net = field(default_factory=Net)
 
 
@@ -69,7 +72,7 @@ class QAgents:
         for name, group in spec.groups.items():
             if not isinstance(group.action, Discrete):
                 raise ShoalError(
-                    f"Q-learning needs discrete actions, and those of {name} are continuous: use maddpg or matd3"
+                    f"Q-learning needs discrete actions, and those of {name} are continuous: use mappo, maddpg or matd3"
                 )
         if config.mixer != "none" and config.reward == "own":
             raise ShoalError(f"the mixer {config.mixer!r} learns one value for the team: set reward to sum or mean")
@@ -81,6 +84,8 @@ class QAgents:
         self.nets = {n: config.net.build(group, group.action.size, self.generator) for n, group in spec.groups.items()}
         self.eyes = self._eyes()
         self.mixer = self._mixer()
+        self.cut = rollouts.Cut.of(self.nets.values())
+        self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
 
     def _eyes(self) -> Eyes:
         """What the mixer sees of the state: where it is everybody's pictures, their features."""

@@ -23,7 +23,7 @@ Recurrent networks learn on sequences that start with the memory the agent had w
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class ValueDecomposition(QAgents):
         self.updates = 0
         self.length = config.sequence or (25 if config.net.memory else 1)
         self.joint = self._joint()
+        if not config.net.memory:  # such an update is many small operations, in which threads wait for each other
+            self.cut = replace(self.cut, least=self.cut.most)
         learned = self.nets, self.eyes, self.mixer, self.joint
         followers = self.target_nets, self.target_eyes, self.target_mixer, self.target_joint = copy.deepcopy(learned)
         self.module, self.target = (
@@ -129,27 +131,46 @@ class ValueDecomposition(QAgents):
         batch = tree.to(batch, self.device)
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
-        values, target, present = self._values(batch, *start)
+        pieces = self.cut((batch, tree.map(lambda memory: memory.unsqueeze(0), start)), batch.ended)
+        found = self.crew.map(lambda piece: self._values(piece[0], *tree.index(piece[1], 0)), pieces)
+        target = torch.cat([target for _, target, _ in found], 1)
+        present = torch.cat([present for _, _, present in found], 1)
         weights = mean_weights(present)
         if self.config.normalise:
             self.norm.update(target, weights)
         if self.config.priority and self.replay is not None:
             importance = self.replay.weight.to(self.device)
             weights = weights * importance.view(1, -1, 1)
-        errors = [value - self.norm.normalise(target) for value in values]
-        doubt = torch.where(errors[0] < 0, 1.0, self.config.weight)
-        loss = (weights * doubt * errors[0].square()).sum()
-        for error in errors[1:]:
-            loss = loss + (weights * error.square()).sum()
-        self.optimizer.grad.zero_()
-        loss.backward()
+        shares = weights.split([piece[1].shape[1] for piece in found], 1)
+        results = self.crew.map(
+            self._gradient, [(*piece[:2], share) for piece, share in zip(found, shares, strict=True)]
+        )
+        self.optimizer.grad.copy_(results[0][0])
+        for grad, _, _ in results[1:]:
+            self.optimizer.grad += grad
         norm = self.optimizer.step()
         if self.updates % self.config.target_every == 0:
             optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
             self.target_norm.follow(self.norm, self.config.tau)
         if self.config.priority and self.replay is not None:
-            self.replay.prioritise(_priority(errors[0].detach().abs() * present))
-        return {"loss": loss.detach(), "q": self.norm.restore(values[0].detach()).mean(), "grad_norm": norm}
+            self.replay.prioritise(_priority(torch.cat([error for _, _, error in results], 1).abs() * present))
+        values = torch.cat([piece[0][0].detach() for piece in found], 1)
+        return {
+            "loss": torch.stack([loss for _, loss, _ in results]).sum(),
+            "q": self.norm.restore(values).mean(),
+            "grad_norm": norm,
+        }
+
+    def _gradient(self, piece: tuple[list[Tensor], Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the loss of values, targets and weights; the loss, and the errors of the first value."""
+        values, target, weights = piece
+        errors = [value - self.norm.normalise(target) for value in values]
+        doubt = torch.where(errors[0] < 0, 1.0, self.config.weight)
+        loss = (weights * doubt * errors[0].square()).sum()
+        for error in errors[1:]:
+            loss = loss + (weights * error.square()).sum()
+        grads = torch.autograd.grad(loss, self.optimizer.parameters)
+        return self.optimizer.join(grads), loss.detach(), errors[0].detach()
 
     @torch.no_grad()
     def _warm(self, nets: dict[str, AgentNet], batch: Batch) -> Groups:
