@@ -18,9 +18,9 @@ $(VENV)/full: $(VENV)/core
 	$(PIP) -e ".[$(EXTRAS)]"
 	@touch $@
 
-demo: $(VENV)/core  ## train MAPPO on mpe/simple_spread (about two minutes), evaluate it, draw its curve and a film
+demo: $(VENV)/core  ## train three agents on mpe/simple_spread (half a minute), evaluate them, draw their curve and a film
 	rm -rf runs/demo
-	$(BIN)/shoal train mappo mpe/simple_spread --total-steps 2000000 --out runs/demo
+	$(BIN)/shoal train pqn_vdn mpe/simple_spread --out runs/demo
 	$(BIN)/shoal eval runs/demo
 	$(BIN)/shoal watch runs/demo --out runs/demo/film.gif
 	@echo "curve: runs/demo/curves.png   film: runs/demo/film.gif"

@@ -95,9 +95,6 @@ THEIRS = {
 }
 
 
-SHARING = ("ippo", "mappo", "pqn_vdn")  # which share out their gradients themselves
-
-
 @dataclass(frozen=True)
 class Ours:
     """What shoal runs against one of theirs."""
@@ -115,8 +112,7 @@ class Ours:
         settings = dict(presets.task(self.algorithm, TASK) if self.settings is None else self.settings)
         settings.pop("total_steps", None)
         num_envs = settings.pop("num_envs", self.num_envs)
-        if self.algorithm in SHARING:
-            settings["workers"] = threads
+        settings["workers"] = threads
         env = shoal.make(TASK, num_envs, max_cycles=26)
         return shoal.build(self.algorithm, env.spec, **settings), env
 
@@ -127,7 +123,7 @@ class Ours:
         start = time.perf_counter()
         algorithm, env = self.build(threads)
         played = 0
-        for progress in shoal.train(algorithm, env, steps, threads=1 if self.algorithm in SHARING else threads):
+        for progress in shoal.train(algorithm, env, steps):
             played = progress.env_steps
         rate = played / (time.perf_counter() - start)
         found = shoal.evaluate(algorithm, shoal.make(TASK, TESTS, max_cycles=26), TESTS).agent_return if judge else None
