@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from test_value_decomposition import SPEC, WIDTH, plain_mix, plain_net, random_b
 from torch import Tensor
 
 import shoal
-from shoal import rollouts, tree
+from shoal import checkpoint, cli, rollouts, tree
 from shoal.algorithms.pqn import PQN
 from shoal.returns import lambda_return
 from shoal.types import Batch, Box, EnvSpec, GroupSpec, ShoalError
@@ -206,6 +207,21 @@ def test_every_network_learns_and_its_state_continues_identically(name: str, mem
         assert torch.equal(a, b)
     for a, b in zip(tree.leaves(one.state_dict()), tree.leaves(two.state_dict()), strict=True):
         assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("memory", ["0", "4"])
+def test_train_stop_resume_is_train_through(tmp_path: Path, name: str, memory: str) -> None:
+    """Bit for bit, in the middle of episodes."""
+    options = ["--num-envs", "4", "--batch-steps", "40", "--net.hidden", "8", "--net.memory", memory]
+    quick = ["--eval-episodes", "4", "--eval-every", "200", "--no-tensorboard"]
+    for part, steps in (("through", "400"), ("parts", "200")):
+        out = ["--out", str(tmp_path / part), "--total-steps", steps]
+        assert cli.main(["train", name, "mpe/simple_spread", *options, *quick, *out]) == 0
+    assert cli.main(["train", "--resume", str(tmp_path / "parts"), "--total-steps", "400"]) == 0
+    one, two = (tree.leaves(checkpoint.load(tmp_path / n / "checkpoint")["algorithm"]) for n in ("through", "parts"))
+    assert len(one) > 10
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize(
