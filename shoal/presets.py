@@ -187,7 +187,7 @@ FORAGING_AHEAD = {"iql": 3, "vdn": 1, "qmix": 5}
 for _field in ("8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f"):
     for _algorithm in ("ippo", "mappo"):
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = FORAGING | (LARGER if "10x10" in _field else {})
-    for _algorithm in ROLLED:
+    for _algorithm in ROLLED if "8x8" in _field else ():  # the larger one they do not learn; pqn_vdn was measured
         TASKS[_algorithm, f"lbf/Foraging-{_field}"] = {
             **PARALLEL,
             "total_steps": 4_000_000,
@@ -271,7 +271,7 @@ WAREHOUSE = {
 for _size in ("tiny-2ag", "tiny-4ag", "small-4ag"):
     for _algorithm in ("ippo", "mappo"):
         TASKS[_algorithm, f"rware/rware-{_size}"] = WAREHOUSE
-    TASKS["pqn", f"rware/rware-{_size}"] = {
+    TASKS["pqn", f"rware/rware-{_size}"] = {  # measured in tiny-4ag
         "num_envs": 128,
         "total_steps": 20_000_000,
         "anneal_steps": 20_000_000,

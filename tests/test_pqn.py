@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_value_decomposition import SPEC, WIDTH, plain_mix, plain_net, random_batch, view_of
+from test_value_decomposition import SPEC, WIDTH, gradient, plain_mix, plain_net, random_batch, view_of
 from torch import Tensor
 
 import shoal
@@ -30,15 +30,6 @@ def build(name: str, spec: EnvSpec = SPEC, **settings: Any) -> PQN:
     algorithm = shoal.build(name, spec, **settings)
     assert isinstance(algorithm, PQN)
     return algorithm
-
-
-def gradient(algorithm: PQN, batch: Batch) -> Tensor:
-    """Of one update, of a copy of the algorithm."""
-    state = tree.map(torch.clone, algorithm.state_dict())
-    algorithm.update(batch)
-    grad = algorithm.optimizer.grad.clone()
-    algorithm.load_state_dict(state)
-    return grad
 
 
 def plain_return(algorithm: PQN, reward: Tensor, terminated: Tensor, ended: Tensor, after: Tensor) -> Tensor:

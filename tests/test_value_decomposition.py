@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import shoal
 from shoal import rollouts, tree
+from shoal.algorithms.pqn import PQN
 from shoal.algorithms.value_decomposition import ValueDecomposition
 from shoal.nets.dense import AgentNet
 from shoal.replay import allocate
@@ -65,7 +66,7 @@ def build(name: str, spec: EnvSpec = SPEC, **settings: Any) -> ValueDecompositio
     return algorithm
 
 
-def gradient(algorithm: ValueDecomposition, batch: Batch) -> Tensor:
+def gradient(algorithm: ValueDecomposition | PQN, batch: Batch) -> Tensor:
     """Of one update, of a copy of the algorithm."""
     state = tree.map(torch.clone, algorithm.state_dict())
     algorithm.update(batch)

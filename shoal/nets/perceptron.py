@@ -135,17 +135,47 @@ def _at(address: Any, rows: Any, columns: Any) -> Any:
     return carray(_pointer(address), (rows, columns))
 
 
+@njit(inline="always")
+def _addresses(sizes: Any, letters: Any, scales: Any) -> Any:
+    """What Fortran reads: the letters N and T, 0 and 1; the first width, rows of a block, all rows, from row to row."""
+    size, last = sizes.ctypes.data, sizes.ctypes.data + 4 * (len(sizes) - 1)
+    n, zero = letters.ctypes.data, scales.ctypes.data
+    return n, n + 1, zero, zero + 4, size, last - 8, last - 4, last
+
+
+@njit(inline="always")
+def _add_columns(total: Any, grad: Any, rows: Any, count: Any, columns: Any) -> None:
+    """To a bias' gradient `[1, columns]`, from that of `count` rows, which lies by columns, `rows` numbers apart."""
+    for j in range(columns):
+        line, found = _at(grad + 4 * j * rows, 1, count), np.float32(0.0)
+        for i in range(count):
+            found += line[0, i]
+        total[0, j] += found
+
+
+@njit(inline="always")
+def _add_rows(total: Any, grad: Any) -> None:
+    """The same, of one that lies by rows."""
+    for i in range(grad.shape[0]):
+        for j in range(grad.shape[1]):
+            total[0, j] += grad[i, j]
+
+
+@njit(inline="always")
+def _through_relu(grad: Any, after: Any) -> None:
+    """Gradients stay where the units' outputs `after` are above 0."""
+    for i in range(grad.shape[0]):
+        for j in range(grad.shape[1]):
+            grad[i, j] = grad[i, j] if after[i, j] > 0 else np.float32(0.0)
+
+
 @njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
 def _forward(
     numbers: Numbers, sizes: Any, hidden: int, out: int, copies: int, narrow: bool, letters: Any, scales: Any
 ) -> None:
-    layers = len(sizes) - 4
-    n, t = letters.ctypes.data, letters.ctypes.data + 1
-    zero, one = scales.ctypes.data, scales.ctypes.data + 4
-    size = sizes.ctypes.data
-    block, everything, wide = size + 4 * (layers + 1), size + 4 * (layers + 2), size + 4 * (layers + 3)
-    rows = np.int64(sizes[layers + 2])
+    layers, rows = len(sizes) - 4, np.int64(sizes[-2])
     blocks = (rows + BLOCK - 1) // BLOCK
+    n, t, zero, one, size, block, everything, wide = _addresses(sizes, letters, scales)
     for c in range(copies):
         for b in range(blocks):
             low = rows * b // blocks
@@ -186,13 +216,9 @@ def _backward(
     numbers: Numbers, biases: Numbers, sizes: Any, places: Numbers, copies: int, narrow: bool, letters: Any, scales: Any
 ) -> None:
     """`numbers`: x, weights, their gradients; `places`: hidden layers, gradient of the output, of x or 0, scratch."""
-    layers = len(sizes) - 4
-    n, t = letters.ctypes.data, letters.ctypes.data + 1
-    zero, one = scales.ctypes.data, scales.ctypes.data + 4
-    size = sizes.ctypes.data
-    block, everything, wide = size + 4 * (layers + 1), size + 4 * (layers + 2), size + 4 * (layers + 3)
-    rows = np.int64(sizes[layers + 2])
+    layers, rows = len(sizes) - 4, np.int64(sizes[-2])
     blocks = (rows + BLOCK - 1) // BLOCK
+    n, t, zero, one, size, block, everything, wide = _addresses(sizes, letters, scales)
     widest = 0
     ends = np.zeros(layers + 1, np.int64)  # of the hidden layers' activations
     for k in range(layers):
@@ -221,11 +247,7 @@ def _backward(
                 asked = k > 0 or places[2] != 0
                 if back == 0 and narrow:
                     grad = places[1] + 4 * (c * columns * rows + low)
-                    for j in range(columns):
-                        line, total = _at(grad + 4 * j * rows, 1, count), np.float32(0.0)
-                        for i in range(count):
-                            total += line[0, i]
-                        to_bias[0, j] += total
+                    _add_columns(to_bias, grad, rows, count, columns)
                     blas.sgemm(
                         n, n, inner, width, block, one, before, stride, grad, everything, scale, to_weight, inner
                     )
@@ -237,18 +259,10 @@ def _backward(
                 grad = places[3] + 4 * BLOCK * widest * ((k + 1) % 2)
                 if back == 0:
                     grad = places[1] + 4 * (c * rows + low) * columns
-                    to_out = _at(grad, count, columns)
-                    for i in range(count):
-                        for j in range(columns):
-                            to_bias[0, j] += to_out[i, j]
                 else:
-                    to_out = _at(grad, count, columns)
-                    active = _at(places[0] + ends[k] + 4 * (c * rows + low) * columns, count, columns)
-                    for i in range(count):
-                        for j in range(columns):
-                            through = to_out[i, j] if active[i, j] > 0 else np.float32(0.0)
-                            to_out[i, j] = through
-                            to_bias[0, j] += through
+                    after = _at(places[0] + ends[k] + 4 * (c * rows + low) * columns, count, columns)
+                    _through_relu(_at(grad, count, columns), after)
+                _add_rows(to_bias, _at(grad, count, columns))
                 blas.sgemm(n, t, width, inner, block, one, grad, width, before, stride, scale, to_weight, width)
                 if asked:
                     blas.sgemm(t, n, inner, block, width, one, weight, width, grad, width, zero, to_before, inner)
