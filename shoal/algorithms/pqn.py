@@ -209,6 +209,6 @@ def _check(config: Config) -> None:
 
 PRESETS = {
     "pqn": Preset(PQN, Config(reward="own"), "Q-learning from many environments at once, without a replay"),
-    "pqn_vdn": Preset(PQN, Config(mixer="sum"), "the same, of a team's value that is the sum of the agents' values"),
-    "pqn_qmix": Preset(PQN, Config(mixer="monotonic"), "the same, of one that grows with each agent's value"),
+    "pqn_vdn": Preset(PQN, Config(mixer="sum"), "PQN of a team's value that is the sum of the agents' values"),
+    "pqn_qmix": Preset(PQN, Config(mixer="monotonic"), "PQN of a team's value that grows with each agent's value"),
 }
