@@ -214,6 +214,15 @@ def test_a_single_run_has_no_interval(tmp_path: Path) -> None:
     assert found.endswith("highest interquartile mean 3.00, qmix; with single runs nothing can be said about chance.")
 
 
+def test_a_run_may_be_over_before_another_is_evaluated(tmp_path: Path) -> None:
+    a_run(tmp_path / "runs", "iql", 0, [1.0, 2.0])
+    slow = a_run(tmp_path / "runs", "iql", 1, [1.0, 2.0]) / "evaluations.jsonl"
+    records = [json.loads(line) for line in slow.read_text().splitlines()]
+    slow.write_text("".join(json.dumps({**line, "seconds": line["seconds"] + 100}) + "\n" for line in records))
+    assert cli.main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/plots/matrix_climbing_seconds.png").stat().st_size > 1000
+
+
 def test_the_absolute_metric_of_a_real_run(tmp_path: Path, capsys: Any) -> None:
     directory = tmp_path / "run"
     options = [

@@ -181,12 +181,25 @@ def on_grid(curves: Sequence[Curve], grid: ArrayLike) -> Array:
 
 
 def common_grid(curves: Sequence[Curve], points: int = 101) -> Array:
-    """Evenly spaced x over the range that all curves cover."""
-    low = max(float(np.asarray(x)[0]) for x, _ in curves)
-    high = min(float(np.asarray(x)[-1]) for x, _ in curves)
+    """Evenly spaced x over the range that all curves cover.
+
+    Raises:
+        ShoalError: there is none.
+    """
+    low, high = _range(curves)
     if low > high:
         raise ShoalError("the curves have no range in common")
     return np.linspace(low, high, points if high > low else 1)
+
+
+def overlap(curves: Sequence[Curve]) -> bool:
+    """Whether there is an x that all curves cover."""
+    low, high = _range(curves)
+    return low <= high
+
+
+def _range(curves: Sequence[Curve]) -> tuple[float, float]:
+    return max(float(np.asarray(x)[0]) for x, _ in curves), min(float(np.asarray(x)[-1]) for x, _ in curves)
 
 
 def sample_efficiency(

@@ -147,12 +147,20 @@ def _band(axes: Any, grid: Array, line: Array, low: Array, high: Array, style: d
 
 
 def _curves(comparison: Comparison, task: str, x: str) -> Any:
-    """Interquartile mean over the runs against steps or seconds, with its band."""
+    """Interquartile mean over the runs against steps or seconds, with its band.
+
+    Where one run was over before another was first evaluated there is no second to compare them at: then every run has
+    a line.
+    """
     figure, axes = _axes()
     for label, runs in comparison.tasks[task].items():
-        curves = [comparison.curve(run, x) for run in runs]
+        curves, style = [comparison.curve(run, x) for run in runs], look(comparison, label)
+        if not aggregate.overlap(curves):
+            for k, curve in enumerate(curves):
+                axes.plot(*curve, linewidth=0.9, label=None if k else label, **style)
+            continue
         grid = aggregate.common_grid(curves)
-        _band(axes, grid, *aggregate.sample_efficiency([curves], grid), look(comparison, label), label)
+        _band(axes, grid, *aggregate.sample_efficiency([curves], grid), style, label)
     axes.set_xlabel(AXES[x])
     axes.set_ylabel(quantity(comparison.metric))
     axes.set_xlim(left=0)
