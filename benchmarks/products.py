@@ -1,11 +1,10 @@
-"""A network's last layer, as it is written and the other way round (`shoal.nets.mlp`); a network of 64-64 units, an
-operation at a time and compiled (`shoal.nets.perceptron`). Interleaved, one thread.
+"""Matrix products as shoal compiles them (`shoal.nets.product`) and as PyTorch's library has them; a network of 64-64
+units compiled (`shoal.nets.perceptron`) and an operation at a time. Interleaved, one thread.
 
     python benchmarks/products.py
 
-Microseconds of x W + b and of its gradients (of x, W and b) through autograd, for rows of 64 numbers; of a network of
-18 inputs and as many outputs as there are columns, and of its gradients (not of x). And the rows from which shoal turns
-the product round, and uses what is compiled.
+GFLOP/s of [rows, terms] x [terms, columns], and of [terms, rows]' x [terms, columns] where it says so, as the gradient
+of a weight is. Microseconds of a network of 18 inputs and 5 outputs, alone and with its gradients (not of the input).
 """
 
 from __future__ import annotations
@@ -14,71 +13,86 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
 
-from shoal.nets import mlp, perceptron
+from shoal.nets import perceptron, product
+from shoal.nets.mlp import Mlp
 
-WIDTH, ROUNDS, REPEATS = 64, 15, 20
+ROUNDS, SECONDS = 9, 0.02
+SHAPES = [  # rows, terms, columns, and whether the first is transposed
+    *((192, 18, 64, False), (192, 64, 64, False), (192, 64, 5, False), (64, 192, 64, True), (5, 192, 64, True)),
+    *((192, 128, 128, False), (96, 64, 192, False), (192, 256, 256, False), (1024, 1024, 1024, False)),
+]
+Array = NDArray[np.float32]
 
 
-def microseconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    for _ in range(REPEATS):
+def seconds(work: Callable[[], object]) -> float:
+    """Of one call."""
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
         work()
-    return (time.perf_counter() - start) / REPEATS * 1e6
+        calls += 1
+    return (time.perf_counter() - start) / calls
 
 
-def written(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return torch.baddbmm(bias, x, weight)
+def compare(*ways: Callable[[], object]) -> list[float]:
+    """The fastest of the rounds, of each."""
+    for way in ways:
+        way()
+    return [min(times) for times in zip(*([seconds(way) for way in ways] for _ in range(ROUNDS)), strict=True)]
 
 
-def turned(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return mlp._Columns.apply(x, weight, bias).transpose(1, 2)  # type: ignore[no-any-return]
+@njit
+def repeated(a: Array, b: Array, out: Array, times: int) -> None:
+    for _ in range(times):
+        product.multiply(a, b, out)
 
 
-Way = Callable[[], torch.Tensor]
+def library(a: Tensor, b: Tensor, out: Tensor, times: int) -> None:
+    for _ in range(times):
+        torch.mm(a, b, out=out)
 
 
-def layers(rows: int, columns: int) -> list[float]:
-    """Microseconds as written and turned round."""
-    shapes = (1, rows, WIDTH), (1, WIDTH, columns), (1, 1, columns)
-    tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    return compare([partial(way, *tensors) for way in (written, turned)], tensors, torch.randn(1, rows, columns))
+def rates(rows: int, terms: int, columns: int, turned: bool) -> list[float]:
+    a = torch.randn(terms, rows).t() if turned else torch.randn(rows, terms)
+    b, out, times = torch.randn(terms, columns), torch.empty(rows, columns), 20
+    ours = partial(repeated, a.numpy(), b.numpy(), out.numpy(), times)
+    return [2 * rows * terms * columns * times / s / 1e9 for s in compare(partial(library, a, b, out, times), ours)]
 
 
-def networks(rows: int, columns: int) -> list[float]:
-    """Microseconds an operation at a time and compiled."""
-    net = mlp.Mlp((18, WIDTH, WIDTH, columns), 1, torch.Generator().manual_seed(0))
-    x = torch.randn(1, rows, 18)
-    ways: list[Way] = [lambda: net.linearize(x)[0], lambda: perceptron.forward(x, net.layers)]
-    # as losses over actions leave it, by columns
-    return compare(ways, list(net.parameters()), torch.randn(1, columns, rows).transpose(1, 2))
+def networks(rows: int, width: int) -> list[float]:
+    net = Mlp((18, width, width, 5), 1, torch.Generator().manual_seed(0))
+    x, parameters = torch.randn(1, rows, 18), list(net.parameters())
+    grad = torch.randn(1, 5, rows).transpose(1, 2)  # as losses over actions leave it, by columns
+    ways = [lambda: perceptron.plain(x, net.layers)[0], lambda: perceptron.forward(x, net.layers)]
+    with torch.no_grad():
+        found = compare(*ways)
+    return [s * 1e6 for s in found + compare(*(partial(gradients, way, parameters, grad) for way in ways))]
 
 
-def compare(ways: list[Way], tensors: list[torch.Tensor], grad: torch.Tensor) -> list[float]:
-    """The fastest of the rounds."""
-
-    def spent(way: Way) -> float:
-        return microseconds(lambda: torch.autograd.grad(way(), tensors, grad))
-
-    rounds = [[spent(way) for way in ways] for _ in range(ROUNDS)]
-    return [min(times) for times in zip(*rounds, strict=True)]
+def gradients(way: Callable[[], Tensor], parameters: list[Tensor], grad: Tensor) -> object:
+    return torch.autograd.grad(way(), parameters, grad)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"turned round from {mlp.FEW} rows, below {mlp.NARROW} columns; the fastest of {ROUNDS} rounds\n")
-    print("| rows | columns | as written | turned round | ratio |\n|---|---|---|---|---|")
-    for rows in (32, 96, 128, 256, 512, 1536, 9600):
-        for columns in (2, 5, 12, 16):
-            first, second = layers(rows, columns)
-            print(f"| {rows} | {columns} | {first:.0f} | {second:.0f} | {first / second:.2f} |")
-    print(f"\ncompiled from {perceptron.LEAST} rows\n")
-    print("| rows | columns | operations | compiled | ratio |\n|---|---|---|---|---|")
-    for rows in (256, 1024, 2048, 4096, 9600):
-        for columns in (1, 5, 16):
-            first, second = networks(rows, columns)
-            print(f"| {rows} | {columns} | {first:.0f} | {second:.0f} | {first / second:.2f} |")
+    print(f"vectors of {product.LANES} numbers; the fastest of {ROUNDS} rounds\n")
+    print("| rows | terms | columns | library, GFLOP/s | compiled | ratio |\n|---|---|---|---|---|---|")
+    for shape in SHAPES:
+        theirs, ours = rates(*shape)
+        rows, terms, columns, turned = shape
+        print(f"| {rows}{chr(39) * turned} | {terms} | {columns} | {theirs:.0f} | {ours:.0f} | {ours / theirs:.2f} |")
+    print("\n| rows | units | operations, us | compiled | ratio | with gradients | compiled | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for width in (64, 256):
+        for rows in (1, 32, 96, 512, 2400, 9600):
+            one, two, three, four = networks(rows, width)
+            times = f"{one:.0f} | {two:.0f} | {one / two:.2f} | {three:.0f} | {four:.0f} | {three / four:.2f}"
+            print(f"| {rows} | {width}-{width} | {times} |")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_outputs_and_gradients_are_those_of_the_equations(
 
 def test_some_of_the_copies() -> None:
     net = Mlp((4, 8, 2), 3, torch.Generator().manual_seed(0))
-    x = draw(3, perceptron.LEAST, 4)
+    x = draw(3, 700, 4)
     assert torch.allclose(net(x[1:2], slice(1, 2)), net(x)[1:2], atol=1e-6)
 
 
@@ -55,16 +55,32 @@ def test_rows_that_are_one_and_the_same_in_memory() -> None:
     assert torch.allclose(perceptron.forward(row.expand(1, 300, 4), net.layers), net(row).expand(1, 300, 2), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("x", "expected"),
-    [
-        (torch.zeros(1, perceptron.LEAST, 4), True),
-        (torch.zeros(2, perceptron.LEAST // 2, 4), True),
-        (torch.zeros(1, perceptron.LEAST - 1, 4), False),
-        (torch.zeros(1, perceptron.LEAST, 4, dtype=torch.float64), False),
-        (torch.zeros(1, perceptron.LEAST, 0), False),
-    ],
-)
-def test_few_rows_and_other_numbers_go_the_other_way(x: Tensor, expected: bool) -> None:
-    net = Mlp((x.shape[-1], 8, 2), len(x), torch.Generator().manual_seed(0))
-    assert perceptron.fits(x, net.layers) == expected
+def test_pullbacks_are_autograds() -> None:
+    net = Mlp((6, 40, 24, 3), 2, torch.Generator().manual_seed(0))
+    x, grad = draw(2, 300, 6).requires_grad_(), draw(2, 300, 3, seed=2)
+    expected = torch.autograd.grad(net(x), [x, *net.parameters()], grad)
+    with torch.no_grad():
+        out, kept = net.linearize(x)
+        assert torch.equal(out, net(x))
+        assert torch.equal(net.pull_input(kept, grad), expected[0])
+        assert all(parameter.grad is None for parameter in net.parameters())
+        net.pull_weights(kept, grad)
+    for parameter, other in zip(net.parameters(), expected[1:], strict=True):
+        assert torch.equal(parameter.grad, other)
+
+
+def test_other_numbers_go_an_operation_at_a_time() -> None:
+    net = Mlp((4, 8, 2), 1, torch.Generator().manual_seed(0))
+    x = draw(1, 9, 4)
+    assert perceptron.fits(x, net.layers)
+    assert not perceptron.fits(x.double(), net.layers)
+    assert torch.allclose(net.double()(x.double()), net.float()(x).double(), atol=1e-6)
+    empty = Mlp((0, 8, 2), 1, torch.Generator().manual_seed(0))
+    assert empty(draw(1, 9, 0)).shape == (1, 9, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 5), (2, 9, 4), (9, 4)])
+def test_what_does_not_fit_together_is_an_error(shape: tuple[int, ...]) -> None:
+    net = Mlp((4, 8, 2), 1, torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match="batch"):
+        net(draw(*shape))

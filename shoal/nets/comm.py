@@ -132,7 +132,7 @@ class Channel(nn.Module):
                 weight = weight * gate.unsqueeze(-2)
             context = weight @ messages / weight.sum(-1, keepdim=True).clamp(min=1.0)
         after: Tensor = self.ears[k](torch.cat([features, context], -1), agents)
-        return after.relu_()
+        return after.relu()
 
     def _attend(self, query: Tensor, messages: Tensor, heard: Tensor) -> Tensor:
         signature, value, query = (

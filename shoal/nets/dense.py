@@ -156,7 +156,7 @@ class AgentNet(nn.Module):
             return x, memory.expand(len(x), *memory.shape)
         some = self._copies(agents)
         hidden = self.mlp(self._seen(x, agents), some)
-        hidden = normalise(hidden).relu() if self.mlp.norm else hidden.relu_()
+        hidden = (normalise(hidden) if self.mlp.norm else hidden).relu()
         if not self.memory:
             return self._outward(hidden, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
         keep, sequence = None, (len(x), hidden.shape[1] // len(x))

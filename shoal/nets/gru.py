@@ -15,10 +15,10 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shoal.nets import blas
+from shoal.nets import perceptron
+from shoal.nets.product import NOTHING, accumulate, affine
 
 Array = NDArray[np.float32]
-CONSTANTS = blas.LETTERS, blas.SCALES
 
 
 class Gru(nn.Module):
@@ -53,10 +53,10 @@ class Gru(nn.Module):
             some: of the copies, which `x` and `memory` are for.
         """
         layers = self.layers if some == slice(None) else [(weight[some], bias[some]) for weight, bias in self.layers]
-        drive = torch.baddbmm(layers[0][1], x.flatten(1, 2), layers[0][0]).unflatten(1, x.shape[1:3])
+        drive = perceptron.apply(x.flatten(1, 2), layers[:1]).unflatten(1, x.shape[1:3])
         keep = torch.ones(x.shape[1:3], dtype=torch.bool, device=x.device) if keep is None else keep
         given = drive, memory, *layers[1], keep
-        if drive.device.type != "cpu" or drive.dtype != torch.float32 or not blas.ADDRESS:
+        if drive.device.type != "cpu" or drive.dtype != torch.float32:
             return plain(*given)
         after: Tensor = _Compiled.apply(*given) if torch.is_grad_enabled() else _unroll(*given)[0]
         return after
@@ -83,7 +83,7 @@ def _unroll(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: T
     recalled = drive.new_empty(copies, rows, 3 * width)
     torch.mul(memory, keep[0].unsqueeze(-1), out=before[:, 0])
     tensors = (drive, weight, bias, keep, recalled, seen, after, before)
-    _forward(*(x.detach().contiguous().numpy() for x in tensors), blas.sizes(rows, width, 3 * width), *CONSTANTS)
+    _forward(*(x.detach().contiguous().numpy() for x in tensors))
     return after, seen, before
 
 
@@ -101,12 +101,12 @@ class _Compiled(torch.autograd.Function):
         seen, before, weight, keep = ctx.saved_tensors
         copies, time, rows, width = before.shape
         to_drive, through = seen.new_empty(2, copies, time, rows, 3 * width)
-        carry = seen.new_zeros(copies, rows, width)
-        tensors = (grad, weight, seen, before, keep, carry, through, to_drive)
-        _backward(*(x.contiguous().numpy() for x in tensors), blas.sizes(rows, 3 * width, width), *CONSTANTS)
-        flat = through.flatten(1, 2)
-        to_weight = torch.bmm(before.flatten(1, 2).transpose(1, 2), flat)
-        return to_drive, carry * keep[0].unsqueeze(-1), to_weight, flat.sum(1, keepdim=True), None
+        carry, to_weight, to_bias = (
+            seen.new_zeros(copies, n, w) for n, w in ((rows, width), (width, 3 * width), (1, 3 * width))
+        )
+        tensors = (grad, weight.transpose(1, 2), seen, before, keep, carry, through, to_drive, to_weight, to_bias)
+        _backward(*(x.contiguous().numpy() for x in tensors))
+        return to_drive, carry * keep[0].unsqueeze(-1), to_weight, to_bias, None
 
 
 @njit(inline="always", fastmath=True)
@@ -138,23 +138,20 @@ def _forward(
     seen: Array,
     after: Array,
     before: Array,
-    size: Any,
-    letters: Any,
-    scales: Any,
 ) -> None:
     """Fills `seen` (r, z, n, U_n h + c_n) and `after`, and `before` but for its first step."""
     half, one = np.float32(0.5), np.float32(1.0)
     copies, time, rows, width = after.shape
     for t in range(time):
         for c in range(copies):
-            blas.product(before[c, t], weight[c], recalled[c], size, False, False, letters, scales)
+            affine(before[c, t], weight[c], bias[c], recalled[c], NOTHING)
             for i in range(rows):
-                x, u, s, b = drive[c, t, i], recalled[c, i], seen[c, t, i], bias[c, 0]
+                x, u, s = drive[c, t, i], recalled[c, i], seen[c, t, i]
                 h, out = before[c, t, i], after[c, t, i]
                 for j in range(2 * width):
-                    s[j] = half + half * _tanh(half * (x[j] + u[j] + b[j]))
+                    s[j] = half + half * _tanh(half * (x[j] + u[j]))
                 for j in range(width):
-                    s[3 * width + j] = u[2 * width + j] + b[2 * width + j]
+                    s[3 * width + j] = u[2 * width + j]
                     s[2 * width + j] = _tanh(x[2 * width + j] + s[j] * s[3 * width + j])
                 for j in range(width):
                     out[j] = s[2 * width + j] + s[width + j] * (h[j] - s[2 * width + j])
@@ -168,20 +165,20 @@ def _forward(
 @njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
 def _backward(
     grad: Array,
-    weight: Array,
+    turned: Array,
     seen: Array,
     before: Array,
     keep: Array,
     carry: Array,
     through: Array,
     to_drive: Array,
-    size: Any,
-    letters: Any,
-    scales: Any,
+    to_weight: Array,
+    to_bias: Array,
 ) -> None:
-    """From the gradient of `after` to those of what is recalled (`through`) and of `drive`.
+    """From the gradient of `after` to those of what is recalled (`through`), of `drive`, and of weight and bias.
 
-    `carry` is the gradient of a step's memory, from 0 after the last step to what is left before the first.
+    `turned` is the weight, transposed. `carry` is the gradient of a step's memory, from 0 after the last step to what
+    is left before the first.
     """
     one = np.float32(1.0)
     copies, time, rows, width = before.shape
@@ -201,4 +198,7 @@ def _backward(
                     later[j] = here * z  # what reaches the memory before past the product
                     to_x[j], to_x[width + j], to_x[2 * width + j] = to_r, to_z, to_n
                     to_u[j], to_u[width + j], to_u[2 * width + j] = to_r, to_z, to_n * r
-            blas.product(through[c, t], weight[c], carry[c], size, True, True, letters, scales)
+                for j in range(3 * width):
+                    to_bias[c, 0, j] += to_u[j]
+            accumulate(through[c, t], turned[c], carry[c])
+            accumulate(before[c, t].T, through[c, t], to_weight[c])

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from shoal.nets import perceptron
-from shoal.nets.perceptron import NARROW
 
 ALL = slice(None)
-FEW = 512
-"""Rows, of all copies together, from which it never costs more than it gains (`benchmarks/products.py`)."""
 
 
 class Mlp(nn.Module):
@@ -38,85 +34,38 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
         """Of all copies, or of `some` of them."""
-        layers = self._layers(some)
-        plain = not self.norm and perceptron.fits(x, layers)
-        return perceptron.forward(x, layers) if plain else self.linearize(x, some)[0]
+        layers = self.layers if some == ALL else [(weight[some], bias[some]) for weight, bias in self.layers]
+        if self.norm:
+            for layer in layers[:-1]:
+                x = normalise(perceptron.apply(x, [layer])).relu()
+            layers = layers[-1:]
+        return perceptron.apply(x, layers)
 
-    def linearize(self, x: Tensor, some: slice = ALL) -> tuple[Tensor, list[Tensor]]:
-        """The output and every layer's input, which `pull_weights` and `pull_input` need."""
-        inputs, layers = [x], self._layers(some)
-        for weight, bias in layers[:-1]:
-            hidden = torch.baddbmm(bias, inputs[-1], weight)
-            inputs.append(normalise(hidden).relu() if self.norm else hidden.relu_())
-        return _last(inputs[-1], *layers[-1]), inputs
-
-    def _layers(self, some: slice) -> perceptron.Layers:
-        return self.layers if some == ALL else [(weight[some], bias[some]) for weight, bias in self.layers]
+    def linearize(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output, and what `pull_weights` and `pull_input` need. Not with `norm`."""
+        assert not self.norm
+        return perceptron.linearize(x, self.layers)
 
     @torch.no_grad()
-    def pull_weights(self, inputs: list[Tensor], grad: Tensor) -> None:
-        """From the gradient of the output to the weights' `grad`, overwriting it. Not with `norm`."""
-        assert not self.norm
-        for k in reversed(range(len(inputs))):
-            weight, bias = self.layers[k]
-            if _turned(inputs[k], weight) and weight.grad is not None:
-                weight.grad.copy_(torch.bmm(grad.transpose(1, 2), inputs[k]).transpose(1, 2))
-            else:
-                torch.bmm(inputs[k].transpose(1, 2), grad, out=weight.grad)
-            torch.sum(grad, 1, keepdim=True, out=bias.grad)
-            if k:
-                grad = _through_relu(torch.bmm(grad, weight.transpose(1, 2)), inputs[k])
+    def pull_weights(self, kept: list[Tensor], grad: Tensor) -> None:
+        """From the gradient of the output to the weights' `grad`, overwriting it."""
+        parameters = [parameter for layer in self.layers for parameter in layer]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
+        perceptron.pull(kept, self.layers, grad, [parameter.grad for parameter in parameters], None)  # type: ignore[misc]
 
     @torch.no_grad()
-    def pull_input(self, inputs: list[Tensor], grad: Tensor) -> Tensor:
-        """From the gradient of the output to that of the input. Not with `norm`."""
-        assert not self.norm
-        for k in reversed(range(len(inputs))):
-            grad = torch.bmm(grad, self.layers[k][0].transpose(1, 2))
-            if k:
-                grad = _through_relu(grad, inputs[k])
-        return grad
+    def pull_input(self, kept: list[Tensor], grad: Tensor) -> Tensor:
+        """From the gradient of the output to that of the input."""
+        to_x = grad.new_empty(kept[0].shape)
+        perceptron.pull(kept, self.layers, grad, (), to_x)
+        return to_x
 
 
 def normalise(hidden: Tensor) -> Tensor:
     """Layer normalisation (Ba et al. 2016, arXiv 1607.06450) along the last axis, without gains and biases."""
     return functional.layer_norm(hidden, hidden.shape[-1:])
-
-
-def _last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W + b. Of many rows and few columns the result lies in memory by columns."""
-    if not _turned(x, weight):
-        return torch.baddbmm(bias, x, weight)
-    by_columns: Tensor = (_Columns.apply if torch.is_grad_enabled() else _columns)(x, weight, bias)
-    return by_columns.transpose(1, 2)
-
-
-def _turned(x: Tensor, weight: Tensor) -> bool:
-    """Whether their product is faster the other way round."""
-    return 1 < weight.shape[-1] < NARROW and len(x) * x.shape[1] >= FEW
-
-
-def _columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.baddbmm(*(tensor.transpose(1, 2) for tensor in (bias, weight, x)))
-
-
-class _Columns(torch.autograd.Function):
-    """The columns of x W + b, and gradients so that that of `x` lies by rows as `x` does."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _columns(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        to_x = torch.bmm(grad.transpose(1, 2), weight.transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        return to_x, torch.bmm(grad, x).transpose(1, 2), grad.sum(2).unsqueeze(1)
-
-
-def _through_relu(grad: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward.default(grad, output, 0.0)  # type: ignore[no-any-return]
 
 
 class Each(nn.Module):

@@ -1,13 +1,12 @@
 """Perceptrons of many rows on a CPU: all layers forth in one compiled call, and all gradients back in another.
 
 Rows go through the layers in blocks that stay in the cache, and Python's lock is not held meanwhile, so that threads
-can learn from pieces of a batch side by side. A narrow last layer, of few actions, is multiplied the other way round:
-the product of many rows with few columns is several times slower as it is written (MKL).
+can learn from pieces of a batch side by side.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,69 +15,131 @@ import torch
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.nets import blas
+from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
 
-LEAST = 2048
-"""Rows, of all copies together, from which this is faster than an operation at a time (`benchmarks/products.py`)."""
-BLOCK = 256
-"""Rows that go through all layers together: with 64 units, activations and weights of half a cache of 1 MiB."""
+BLOCK = 192
+"""Rows that go through all layers together: activations and weights of 64 to 256 units stay in the second cache."""
 NARROW = 16
-"""Columns below which a product with many rows is several times faster the other way round (MKL, 5 columns: 4 to 8)."""
+"""Columns below which outputs lie by columns, as losses over actions want them."""
+RELU = np.float32(0.0)
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 Numbers = NDArray[np.int64]
+Places = tuple[int, int, int, int]
+"""An address, and the bytes from copy to copy, from row to row and from column to column."""
 
 
 def fits(x: Tensor, layers: Layers) -> bool:
-    """Whether `x` goes through faster so, and can."""
-    many = len(x) * x.shape[1] >= LEAST and x.shape[2] > 0
-    return many and x.device.type == "cpu" and x.dtype == layers[0][0].dtype == torch.float32 and bool(blas.ADDRESS)
+    """Whether what follows is for such numbers; what does not fit together is left to PyTorch, which says so."""
+    weight = layers[0][0]
+    here = x.is_cpu and weight.is_cpu and x.dtype == weight.dtype == torch.float32
+    return here and x.dim() == 3 and len(x) == len(weight) and x.shape[2] == weight.shape[1] > 0
+
+
+def apply(x: Tensor, layers: Layers) -> Tensor:
+    """`[copies, rows, in] -> [copies, rows, out]`, ReLU between layers."""
+    return forward(x, layers) if fits(x, layers) else plain(x, layers)[0]
+
+
+def plain(x: Tensor, layers: Layers) -> tuple[Tensor, list[Tensor]]:
+    """An operation at a time: the output, and every layer's input."""
+    inputs = [x]
+    for weight, bias in layers[:-1]:
+        inputs.append(torch.baddbmm(bias, inputs[-1], weight).relu_())
+    weight, bias = layers[-1]
+    return torch.baddbmm(bias, inputs[-1], weight), inputs
 
 
 def forward(x: Tensor, layers: Layers) -> Tensor:
-    """`[copies, rows, in] -> [copies, rows, out]`, ReLU between layers; narrow outputs lie in memory by columns.
+    """`apply`, compiled; narrow outputs lie in memory by columns.
 
     Args:
-        x: rows that do not lie contiguous are copied.
+        x: rows whose numbers do not lie side by side are copied.
         layers: weights `[copies, in, out]` and biases `[copies, 1, out]`, of which every copy's lies contiguous.
     """
-    parameters = [tensor for layer in layers for tensor in layer]
-    out: Tensor = _Perceptron.apply(x, *parameters) if torch.is_grad_enabled() else _forth(x, parameters)[0]
-    return out.transpose(1, 2) if _narrow(parameters) else out
+    parameters = _flat(layers)
+    if torch.is_grad_enabled():
+        return _Perceptron.apply(x, *parameters)  # type: ignore[no-any-return]
+    return _forth(x, parameters, keep=False)[0]
 
 
-def _narrow(parameters: Sequence[Tensor]) -> bool:
-    return parameters[-1].shape[-1] < NARROW
+def linearize(x: Tensor, layers: Layers) -> tuple[Tensor, list[Tensor]]:
+    """The output, and what `pull` needs."""
+    if not fits(x, layers):
+        return plain(x, layers)
+    out, *kept = _forth(x, _flat(layers), keep=True)
+    return out, kept
 
 
-def _forth(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The output (by columns where it is narrow), all hidden layers' activations one after the other, and `x`."""
+def pull(kept: Sequence[Tensor], layers: Layers, grad: Tensor, found: Sequence[Tensor], to_x: Tensor | None) -> None:
+    """The chain rule: from the gradient of the output to those of the parameters and of the input.
+
+    Args:
+        kept: see `linearize`.
+        found: overwritten, a tensor for each parameter, in their order; none: those gradients are not asked for.
+        to_x: overwritten, contiguous; None: not asked for.
+    """
+    if fits(kept[0], layers):
+        _back(kept, _flat(layers), grad, found, to_x)
+        return
+    for k in reversed(range(len(kept))):
+        weight, _ = layers[k]
+        if found:
+            torch.bmm(kept[k].transpose(1, 2), grad, out=found[2 * k])
+            torch.sum(grad, 1, keepdim=True, out=found[2 * k + 1])
+        if k:
+            grad = torch.bmm(grad, weight.transpose(1, 2)).mul_(kept[k] > 0)
+        elif to_x is not None:
+            torch.bmm(grad, weight.transpose(1, 2), out=to_x)
+
+
+def _flat(layers: Layers) -> list[Tensor]:
+    return [tensor for layer in layers for tensor in layer]
+
+
+def _back(
+    kept: Sequence[Tensor], parameters: Sequence[Tensor], grad: Tensor, found: Sequence[Tensor], to_x: Tensor | None
+) -> None:
+    """`pull`, compiled."""
+    x, hidden = kept
+    copies, rows, size = x.shape
+    widths = [size, *[bias.shape[2] for bias in parameters[1::2]]]
+    if widths[-1] >= NARROW:
+        grad = grad.contiguous()
+    turned = sum(inner * width for inner, width in itertools.pairwise(widths)) + widths[-2] * widths[-1]
+    scratch = x.new_empty(2 * BLOCK * max(widths) + turned)
+    places = hidden.data_ptr(), 0 if to_x is None else to_x.data_ptr(), scratch.data_ptr()
+    numbers = _addresses(parameters), _addresses(found), np.array(widths)
+    _backward(_places(x), _places(grad), *numbers, copies, rows, places)
+
+
+def _forth(x: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, `x`, and all hidden layers' activations one after the other, unless they need not be kept."""
     if x.stride(2) != 1 or x.stride(1) < x.shape[2]:
         x = x.contiguous()
-    copies, rows, weights = len(x), x.shape[1], parameters[::2]
-    widths = [weight.shape[-1] for weight in weights]
-    hidden = x.new_empty(copies * rows * sum(widths[:-1]))
-    out = x.new_empty(copies, widths[-1], rows) if _narrow(parameters) else x.new_empty(copies, rows, widths[-1])
-    numbers, sizes = _describe(x, weights, rows)
-    numbers[3:] = [*_places(weights), *_places(parameters[1::2])]
-    _forward(numbers, sizes, hidden.data_ptr(), out.data_ptr(), copies, _narrow(parameters), blas.LETTERS, blas.SCALES)
-    return out, hidden, x
+    copies, rows, size = x.shape
+    widths = [size, *[bias.shape[2] for bias in parameters[1::2]]]
+    hidden = x.new_empty(copies * rows * sum(widths[1:-1]) if keep else 2 * BLOCK * max(widths))
+    scratch = x.new_empty(BLOCK * NARROW)
+    narrow = widths[-1] < NARROW
+    out = x.new_empty((copies, widths[-1], rows) if narrow else (copies, rows, widths[-1]))
+    places = hidden.data_ptr(), out.data_ptr(), scratch.data_ptr()
+    _forward(_places(x), _addresses(parameters), np.array(widths), copies, rows, places, keep)
+    return out.transpose(1, 2) if narrow else out, x, hidden
 
 
-def _places(tensors: Sequence[Tensor]) -> list[int]:
-    """Each one's address, and how far its copies are from each other, in bytes."""
-    return [number for t in tensors for number in (t.data_ptr(), t.stride(0) * 4)]
+def _places(x: Tensor) -> Places:
+    copy, row, column = x.stride()
+    return x.data_ptr(), copy * 4, row * 4, column * 4
 
 
-def _describe(x: Tensor, weights: Sequence[Tensor], rows: int) -> tuple[Numbers, NDArray[np.int32]]:
-    """Where `x` lies; and the widths of the layers, rows of a block, rows in all, and from row to row of `x`."""
-    numbers = np.empty(3 + 4 * len(weights), np.int64)
-    numbers[:3] = x.data_ptr(), x.stride(0) * 4, x.stride(1) * 4
-    widths = [x.shape[-1], *[weight.shape[-1] for weight in weights]]
-    return numbers, np.array([*widths, 0, rows, max(x.stride(1), x.shape[-1], 1)], np.int32)
+def _addresses(parameters: Sequence[Tensor]) -> Numbers:
+    """Of each layer's weight, from copy to copy of it, and the same of its bias."""
+    return np.array([n for t in parameters for n in (t.data_ptr(), t.stride(0) * 4)], np.int64).reshape(-1, 4)
 
 
 class _Perceptron(torch.autograd.Function):
@@ -86,37 +147,17 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        out, hidden, x = _forth(x, parameters)
-        ctx.save_for_backward(x, hidden, *parameters)
+        out, *kept = _forth(x, parameters, keep=True)
+        ctx.save_for_backward(*kept, *parameters)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, *parameters = ctx.saved_tensors
-        weights, narrow, grad = parameters[::2], _narrow(parameters), grad.contiguous()
-        (copies, rows), count = x.shape[:2], len(weights)
-        shapes = [tuple(tensor.shape) for tensor in (*weights, *parameters[1::2])]
-        if narrow:  # as it is multiplied
-            shapes[count - 1] = (copies, *reversed(shapes[count - 1][1:]))
-        found = _empty(x, shapes)
+        found = [tensor.new_empty(tensor.shape) for tensor in parameters]
         to_x = x.new_empty(x.shape) if ctx.needs_input_grad[0] else None
-        scratch = x.new_empty(max(weight.shape[-1] for weight in weights) * 2 * BLOCK)
-        numbers, sizes = _describe(x, weights, rows)
-        numbers[3:] = [*_places(weights), *_places(found[:count])]
-        biases = np.array(_places(found[count:]), np.int64)
-        target = to_x.data_ptr() if to_x is not None else 0
-        places = np.array([hidden.data_ptr(), grad.data_ptr(), target, scratch.data_ptr()], np.int64)
-        _backward(numbers, biases, sizes, places, copies, narrow, blas.LETTERS, blas.SCALES)
-        if narrow:
-            found[count - 1] = found[count - 1].transpose(1, 2)
-        return to_x, *[part for pair in zip(found[:count], found[count:], strict=True) for part in pair]
-
-
-def _empty(like: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Tensors of these shapes, parts of one vector."""
-    sizes = [math.prod(shape) for shape in shapes]
-    parts = like.new_empty(sum(sizes)).split(sizes)
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        _back((x, hidden), parameters, grad, found, to_x)
+        return to_x, *found
 
 
 @intrinsic
@@ -136,133 +177,135 @@ def _at(address: Any, rows: Any, columns: Any) -> Any:
 
 
 @njit(inline="always")
-def _addresses(sizes: Any, letters: Any, scales: Any) -> Any:
-    """What Fortran reads: the letters N and T, 0 and 1; the first width, rows of a block, all rows, from row to row."""
-    size, last = sizes.ctypes.data, sizes.ctypes.data + 4 * (len(sizes) - 1)
-    n, zero = letters.ctypes.data, scales.ctypes.data
-    return n, n + 1, zero, zero + 4, size, last - 8, last - 4, last
+def _rows(x: Any, copy: Any, low: Any, count: Any, columns: Any) -> Any:
+    """Some rows of a copy of what `_places` describes."""
+    return as_strided(_at(x[0] + copy * x[1] + low * x[2], 1, 1), (count, columns), (x[2], x[3]))
 
 
 @njit(inline="always")
-def _add_columns(total: Any, grad: Any, rows: Any, count: Any, columns: Any) -> None:
-    """To a bias' gradient `[1, columns]`, from that of `count` rows, which lies by columns, `rows` numbers apart."""
-    for j in range(columns):
-        line, found = _at(grad + 4 * j * rows, 1, count), np.float32(0.0)
-        for i in range(count):
-            found += line[0, i]
-        total[0, j] += found
+def _turn(x: Any, out: Any) -> None:
+    """out = x', transposed, a square after the other, of which every line of the cache is met once."""
+    rows, columns = x.shape
+    for low in range(0, rows, 16):
+        for left in range(0, columns, 16):
+            for j in range(left, min(left + 16, columns)):
+                for i in range(low, min(low + 16, rows)):
+                    out[j, i] = x[i, j]
 
 
-@njit(inline="always")
-def _add_rows(total: Any, grad: Any) -> None:
-    """The same, of one that lies by rows."""
-    for i in range(grad.shape[0]):
-        for j in range(grad.shape[1]):
-            total[0, j] += grad[i, j]
-
-
-@njit(inline="always")
-def _through_relu(grad: Any, after: Any) -> None:
-    """Gradients stay where the units' outputs `after` are above 0."""
-    for i in range(grad.shape[0]):
-        for j in range(grad.shape[1]):
-            grad[i, j] = grad[i, j] if after[i, j] > 0 else np.float32(0.0)
-
-
-@njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _forward(
-    numbers: Numbers, sizes: Any, hidden: int, out: int, copies: int, narrow: bool, letters: Any, scales: Any
+    x: Places,
+    parameters: Numbers,
+    widths: Numbers,
+    copies: int,
+    rows: int,
+    places: tuple[int, int, int],
+    keep: bool,
 ) -> None:
-    layers, rows = len(sizes) - 4, np.int64(sizes[-2])
-    blocks = (rows + BLOCK - 1) // BLOCK
-    n, t, zero, one, size, block, everything, wide = _addresses(sizes, letters, scales)
+    """Fills hidden layers' activations and the output, which are in `places` with room for a block's narrow output."""
+    hidden, out, scratch = places
+    layers, blocks = len(parameters), (rows + BLOCK - 1) // BLOCK
+    room = 4 * BLOCK * widths.max()
     for c in range(copies):
         for b in range(blocks):
             low = rows * b // blocks
             count = rows * (b + 1) // blocks - low
-            sizes[layers + 1] = count
-            before, stride = numbers[0] + c * numbers[1] + low * numbers[2], wide
-            start: Any = hidden
+            before = _rows(x, c, low, count, widths[0])
+            start = hidden
             for k in range(layers):
-                weight = numbers[3 + 2 * k] + c * numbers[4 + 2 * k]
-                bias = _at(numbers[3 + 2 * (layers + k)] + c * numbers[4 + 2 * (layers + k)], 1, sizes[k + 1])
-                inner, width = size + 4 * k, size + 4 * (k + 1)
-                columns = np.int64(sizes[k + 1])
-                if k == layers - 1 and narrow:
-                    place = out + 4 * (c * columns * rows + low)
-                    blas.sgemm(t, t, block, width, inner, one, before, stride, weight, width, zero, place, everything)
-                    for j in range(columns):
-                        line = _at(place + 4 * j * rows, 1, count)
-                        for i in range(count):
-                            line[0, i] += bias[0, j]
-                    continue
-                place = (out if k == layers - 1 else start) + 4 * (c * rows + low) * columns
-                blas.sgemm(n, n, width, block, inner, one, weight, width, before, stride, zero, place, width)
-                after = _at(place, count, columns)
-                if k == layers - 1:
-                    for i in range(count):
-                        for j in range(columns):
-                            after[i, j] += bias[0, j]
+                weight = _at(parameters[k, 0] + c * parameters[k, 1], widths[k], widths[k + 1])
+                bias = _at(parameters[k, 2] + c * parameters[k, 3], 1, widths[k + 1])
+                if k + 1 < layers:
+                    place = start + 4 * (c * rows + low) * widths[k + 1] if keep else start + room * (k % 2)
+                    after = _at(place, count, widths[k + 1])
+                    affine(before, weight, bias, after, RELU)
+                    start += 4 * copies * rows * widths[k + 1] if keep else 0
+                    before = after[:, : widths[k + 1]]
+                elif widths[layers] < NARROW:
+                    after = _at(scratch, count, widths[layers])
+                    affine(before, weight, bias, after, NOTHING)
+                    _turn(after, _at(out + 4 * c * rows * widths[layers], widths[layers], rows)[:, low : low + count])
                 else:
-                    for i in range(count):
-                        for j in range(columns):
-                            after[i, j] = max(after[i, j] + bias[0, j], np.float32(0.0))
-                before, stride = place, width
-                start += 4 * copies * rows * columns
+                    after = _at(out + 4 * (c * rows + low) * widths[layers], count, widths[layers])
+                    affine(before, weight, bias, after, NOTHING)
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _backward(
-    numbers: Numbers, biases: Numbers, sizes: Any, places: Numbers, copies: int, narrow: bool, letters: Any, scales: Any
+    x: Places,
+    grad: Places,
+    parameters: Numbers,
+    found: Numbers,
+    widths: Numbers,
+    copies: int,
+    rows: int,
+    places: tuple[int, int, int],
 ) -> None:
-    """`numbers`: x, weights, their gradients; `places`: hidden layers, gradient of the output, of x or 0, scratch."""
-    layers, rows = len(sizes) - 4, np.int64(sizes[-2])
-    blocks = (rows + BLOCK - 1) // BLOCK
-    n, t, zero, one, size, block, everything, wide = _addresses(sizes, letters, scales)
-    widest = 0
-    ends = np.zeros(layers + 1, np.int64)  # of the hidden layers' activations
-    for k in range(layers):
-        widest = max(widest, int(sizes[k + 1]))
-        ends[k + 1] = ends[k] + 4 * copies * rows * np.int64(sizes[k + 1])
+    """Fills the gradients `found` unless it is empty, and x's; `places`: hidden layers, gradient of x or 0, scratch."""
+    hidden, to_x, scratch = places
+    layers, blocks, narrow = len(parameters), max((rows + BLOCK - 1) // BLOCK, 1), widths[-1] < NARROW
+    asked = len(found) > 0
+    room = 4 * BLOCK * widths.max()
     for c in range(copies):
+        turned = scratch + 2 * room
         for k in range(layers):
-            _at(biases[2 * k] + c * biases[2 * k + 1], 1, sizes[k + 1])[:] = np.float32(0.0)
+            inner, width = widths[k], widths[k + 1]
+            if k or to_x:
+                _turn(_at(parameters[k, 0] + c * parameters[k, 1], inner, width), _at(turned, width, inner))
+            if asked:
+                _at(found[k, 2] + c * found[k, 3], 1, width)[:] = RELU
+            turned += 4 * inner * width
+        to_narrow = _at(turned, widths[layers], widths[layers - 1])
         for b in range(blocks):
             low = rows * b // blocks
             count = rows * (b + 1) // blocks - low
-            sizes[layers + 1] = count
-            scale = one if b else zero
+            here = _rows(grad, c, low, count, widths[layers])
+            if asked:
+                to_bias = _at(found[layers - 1, 2] + c * found[layers - 1, 3], 1, widths[layers])
+                if narrow:
+                    _add_rows(here, to_bias)
+                else:  # contiguous, and compiled as such
+                    _add_rows(_at(grad[0] + c * grad[1] + low * grad[2], count, widths[layers]), to_bias)
+            outputs, weights = hidden + 4 * copies * rows * widths[1:layers].sum(), turned
             for back in range(layers):
                 k = layers - 1 - back
-                inner, width = size + 4 * k, size + 4 * (k + 1)
-                columns = np.int64(sizes[k + 1])
-                weight = numbers[3 + 2 * k] + c * numbers[4 + 2 * k]
-                to_weight = numbers[3 + 2 * (layers + k)] + c * numbers[4 + 2 * (layers + k)]
-                to_bias = _at(biases[2 * k] + c * biases[2 * k + 1], 1, columns)
-                before, stride = numbers[0] + c * numbers[1] + low * numbers[2], wide
-                to_before = places[2] + 4 * (c * rows + low) * np.int64(sizes[0])
+                inner, width = widths[k], widths[k + 1]
+                weights -= 4 * inner * width
                 if k:
-                    before, stride = places[0] + ends[k - 1] + 4 * (c * rows + low) * np.int64(sizes[k]), inner
-                    to_before = places[3] + 4 * BLOCK * widest * (k % 2)
-                asked = k > 0 or places[2] != 0
-                if back == 0 and narrow:
-                    grad = places[1] + 4 * (c * columns * rows + low)
-                    _add_columns(to_bias, grad, rows, count, columns)
-                    blas.sgemm(
-                        n, n, inner, width, block, one, before, stride, grad, everything, scale, to_weight, inner
-                    )
-                    if asked:
-                        blas.sgemm(
-                            t, t, inner, block, width, one, weight, width, grad, everything, zero, to_before, inner
-                        )
-                    continue
-                grad = places[3] + 4 * BLOCK * widest * ((k + 1) % 2)
-                if back == 0:
-                    grad = places[1] + 4 * (c * rows + low) * columns
+                    outputs -= 4 * copies * rows * inner
+                    before = _at(outputs + 4 * (c * rows + low) * inner, count, inner)[:, :inner]
                 else:
-                    after = _at(places[0] + ends[k] + 4 * (c * rows + low) * columns, count, columns)
-                    _through_relu(_at(grad, count, columns), after)
-                _add_rows(to_bias, _at(grad, count, columns))
-                blas.sgemm(n, t, width, inner, block, one, grad, width, before, stride, scale, to_weight, width)
-                if asked:
-                    blas.sgemm(t, n, inner, block, width, one, weight, width, grad, width, zero, to_before, inner)
+                    before = _rows(x, c, low, count, inner)
+                if asked and narrow and back == 0:
+                    _add(here.T, before, to_narrow, b)
+                elif asked:
+                    _add(before.T, here, _at(found[k, 0] + c * found[k, 1], inner, width), b)
+                if k:
+                    after = _at(scratch + room * (k % 2), count, inner)
+                    gated(here, _at(weights, width, inner), before, after)
+                    if asked:
+                        _add_rows(after, _at(found[k - 1, 2] + c * found[k - 1, 3], 1, inner))
+                    here = after[:, :inner]
+                elif to_x:
+                    to_rows = _at(to_x + 4 * (c * rows + low) * inner, count, inner)
+                    multiply(here, _at(weights, width, inner), to_rows)
+        if asked and narrow:
+            _turn(to_narrow, _at(found[layers - 1, 0] + c * found[layers - 1, 1], widths[layers - 1], widths[layers]))
+
+
+@njit(inline="always")
+def _add(a: Any, b: Any, total: Any, before: Any) -> None:
+    """To `total`, a b; after nothing, if there was none `before`."""
+    if before:
+        accumulate(a, b, total)
+    else:
+        multiply(a, b, total)
+
+
+@njit(inline="always")
+def _add_rows(x: Any, total: Any) -> None:
+    """To `total`, `[1, columns]`, all rows of `x`."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            total[0, j] += x[i, j]

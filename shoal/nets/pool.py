@@ -54,7 +54,7 @@ class Pool(nn.Module):
         """`[copies, rows, own]` and `[copies, rows, thing, size] -> [copies, rows, WIDTH]`, of all copies or `some`."""
         count = things.shape[2]
         x = torch.cat([own.unsqueeze(2).expand(-1, -1, count, -1), things], -1)
-        embedded: Tensor = self.embed(x.flatten(1, 2), some).relu_().view(*things.shape[:3], WIDTH)
+        embedded: Tensor = self.embed(x.flatten(1, 2), some).relu().view(*things.shape[:3], WIDTH)
         if not self.query:
             return embedded.sum(2) / max(count, 1)
         query = self.query[0](own, some).unsqueeze(2)
