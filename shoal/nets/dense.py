@@ -12,9 +12,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from shoal.nets import perceptron
 from shoal.nets.comm import Channel, Talk
 from shoal.nets.conv import Block, Eyes, Kind, real
-from shoal.nets.gru import Gru
+from shoal.nets.gru import Gru, play
 from shoal.nets.mlp import ALL, Mlp, normalise
 from shoal.nets.pool import Pool, Pooling
 from shoal.types import ShoalError
@@ -131,7 +132,18 @@ class AgentNet(nn.Module):
         return self._outward(self.mlp(self._seen(x, agents), self._copies(agents)), x.shape[:-1])
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """In play: `[batch, agent, in]` and memory `[batch, agent, width]` -> `[batch, agent, out]` and memory."""
+        """In play: `[batch, agent, in]` and memory `[batch, agent, width]` -> `[batch, agent, out]` and memory.
+
+        Of agents that do not talk.
+        """
+        if not self.split:
+            return self.forward(x)[0], memory
+        if self.memory and not torch.is_grad_enabled() and not self.mlp.norm:
+            rows = self._seen(x)
+            if perceptron.fits(rows, self.mlp.layers):
+                before = self._inward(memory.unsqueeze(0))
+                out, after = play(rows, before, self.mlp.layers, self.gru.layers, self.head.layers)
+                return self._outward(out, x.shape[:-1])[0], self._outward(after, x.shape[:-1])[0]
         going_on = torch.zeros(1, len(x), dtype=torch.bool, device=x.device)
         out, after = self.unroll(x.unsqueeze(0), memory, going_on)
         return out[0], after[0]

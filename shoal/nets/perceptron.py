@@ -113,8 +113,8 @@ def _back(
     turned = sum(inner * width for inner, width in itertools.pairwise(widths)) + widths[-2] * widths[-1]
     scratch = x.new_empty(2 * BLOCK * max(widths) + turned)
     places = hidden.data_ptr(), 0 if to_x is None else to_x.data_ptr(), scratch.data_ptr()
-    numbers = _addresses(parameters), _addresses(found), np.array(widths)
-    _backward(_places(x), _places(grad), *numbers, copies, rows, places)
+    numbers = addresses_of(parameters), addresses_of(found), np.array(widths)
+    _backward(place_of(x), place_of(grad), *numbers, copies, rows, places)
 
 
 def _forth(x: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,16 +128,16 @@ def _forth(x: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[Tensor,
     narrow = widths[-1] < NARROW
     out = x.new_empty((copies, widths[-1], rows) if narrow else (copies, rows, widths[-1]))
     places = hidden.data_ptr(), out.data_ptr(), scratch.data_ptr()
-    _forward(_places(x), _addresses(parameters), np.array(widths), copies, rows, places, keep)
+    _forward(place_of(x), addresses_of(parameters), np.array(widths), copies, rows, places, keep)
     return out.transpose(1, 2) if narrow else out, x, hidden
 
 
-def _places(x: Tensor) -> Places:
+def place_of(x: Tensor) -> Places:
     copy, row, column = x.stride()
     return x.data_ptr(), copy * 4, row * 4, column * 4
 
 
-def _addresses(parameters: Sequence[Tensor]) -> Numbers:
+def addresses_of(parameters: Sequence[Tensor]) -> Numbers:
     """Of each layer's weight, from copy to copy of it, and the same of its bias."""
     return np.array([n for t in parameters for n in (t.data_ptr(), t.stride(0) * 4)], np.int64).reshape(-1, 4)
 
@@ -171,15 +171,15 @@ def _pointer(typingctx: Any, address: Any) -> Any:
 
 
 @njit(inline="always")
-def _at(address: Any, rows: Any, columns: Any) -> Any:
+def at(address: Any, rows: Any, columns: Any) -> Any:
     """The array `[rows, columns]` that lies there."""
     return carray(_pointer(address), (rows, columns))
 
 
 @njit(inline="always")
-def _rows(x: Any, copy: Any, low: Any, count: Any, columns: Any) -> Any:
+def some_rows(x: Any, copy: Any, low: Any, count: Any, columns: Any) -> Any:
     """Some rows of a copy of what `_places` describes."""
-    return as_strided(_at(x[0] + copy * x[1] + low * x[2], 1, 1), (count, columns), (x[2], x[3]))
+    return as_strided(at(x[0] + copy * x[1] + low * x[2], 1, 1), (count, columns), (x[2], x[3]))
 
 
 @njit(inline="always")
@@ -211,23 +211,23 @@ def _forward(
         for b in range(blocks):
             low = rows * b // blocks
             count = rows * (b + 1) // blocks - low
-            before = _rows(x, c, low, count, widths[0])
+            before = some_rows(x, c, low, count, widths[0])
             start = hidden
             for k in range(layers):
-                weight = _at(parameters[k, 0] + c * parameters[k, 1], widths[k], widths[k + 1])
-                bias = _at(parameters[k, 2] + c * parameters[k, 3], 1, widths[k + 1])
+                weight = at(parameters[k, 0] + c * parameters[k, 1], widths[k], widths[k + 1])
+                bias = at(parameters[k, 2] + c * parameters[k, 3], 1, widths[k + 1])
                 if k + 1 < layers:
                     place = start + 4 * (c * rows + low) * widths[k + 1] if keep else start + room * (k % 2)
-                    after = _at(place, count, widths[k + 1])
+                    after = at(place, count, widths[k + 1])
                     affine(before, weight, bias, after, RELU)
                     start += 4 * copies * rows * widths[k + 1] if keep else 0
                     before = after[:, : widths[k + 1]]
                 elif widths[layers] < NARROW:
-                    after = _at(scratch, count, widths[layers])
+                    after = at(scratch, count, widths[layers])
                     affine(before, weight, bias, after, NOTHING)
-                    _turn(after, _at(out + 4 * c * rows * widths[layers], widths[layers], rows)[:, low : low + count])
+                    _turn(after, at(out + 4 * c * rows * widths[layers], widths[layers], rows)[:, low : low + count])
                 else:
-                    after = _at(out + 4 * (c * rows + low) * widths[layers], count, widths[layers])
+                    after = at(out + 4 * (c * rows + low) * widths[layers], count, widths[layers])
                     affine(before, weight, bias, after, NOTHING)
 
 
@@ -252,21 +252,21 @@ def _backward(
         for k in range(layers):
             inner, width = widths[k], widths[k + 1]
             if k or to_x:
-                _turn(_at(parameters[k, 0] + c * parameters[k, 1], inner, width), _at(turned, width, inner))
+                _turn(at(parameters[k, 0] + c * parameters[k, 1], inner, width), at(turned, width, inner))
             if asked:
-                _at(found[k, 2] + c * found[k, 3], 1, width)[:] = RELU
+                at(found[k, 2] + c * found[k, 3], 1, width)[:] = RELU
             turned += 4 * inner * width
-        to_narrow = _at(turned, widths[layers], widths[layers - 1])
+        to_narrow = at(turned, widths[layers], widths[layers - 1])
         for b in range(blocks):
             low = rows * b // blocks
             count = rows * (b + 1) // blocks - low
-            here = _rows(grad, c, low, count, widths[layers])
+            here = some_rows(grad, c, low, count, widths[layers])
             if asked:
-                to_bias = _at(found[layers - 1, 2] + c * found[layers - 1, 3], 1, widths[layers])
+                to_bias = at(found[layers - 1, 2] + c * found[layers - 1, 3], 1, widths[layers])
                 if narrow:
                     _add_rows(here, to_bias)
                 else:  # contiguous, and compiled as such
-                    _add_rows(_at(grad[0] + c * grad[1] + low * grad[2], count, widths[layers]), to_bias)
+                    _add_rows(at(grad[0] + c * grad[1] + low * grad[2], count, widths[layers]), to_bias)
             outputs, weights = hidden + 4 * copies * rows * widths[1:layers].sum(), turned
             for back in range(layers):
                 k = layers - 1 - back
@@ -274,24 +274,24 @@ def _backward(
                 weights -= 4 * inner * width
                 if k:
                     outputs -= 4 * copies * rows * inner
-                    before = _at(outputs + 4 * (c * rows + low) * inner, count, inner)[:, :inner]
+                    before = at(outputs + 4 * (c * rows + low) * inner, count, inner)[:, :inner]
                 else:
-                    before = _rows(x, c, low, count, inner)
+                    before = some_rows(x, c, low, count, inner)
                 if asked and narrow and back == 0:
                     _add(here.T, before, to_narrow, b)
                 elif asked:
-                    _add(before.T, here, _at(found[k, 0] + c * found[k, 1], inner, width), b)
+                    _add(before.T, here, at(found[k, 0] + c * found[k, 1], inner, width), b)
                 if k:
-                    after = _at(scratch + room * (k % 2), count, inner)
-                    gated(here, _at(weights, width, inner), before, after)
+                    after = at(scratch + room * (k % 2), count, inner)
+                    gated(here, at(weights, width, inner), before, after)
                     if asked:
-                        _add_rows(after, _at(found[k - 1, 2] + c * found[k - 1, 3], 1, inner))
+                        _add_rows(after, at(found[k - 1, 2] + c * found[k - 1, 3], 1, inner))
                     here = after[:, :inner]
                 elif to_x:
-                    to_rows = _at(to_x + 4 * (c * rows + low) * inner, count, inner)
-                    multiply(here, _at(weights, width, inner), to_rows)
+                    to_rows = at(to_x + 4 * (c * rows + low) * inner, count, inner)
+                    multiply(here, at(weights, width, inner), to_rows)
         if asked and narrow:
-            _turn(to_narrow, _at(found[layers - 1, 0] + c * found[layers - 1, 1], widths[layers - 1], widths[layers]))
+            _turn(to_narrow, at(found[layers - 1, 0] + c * found[layers - 1, 1], widths[layers - 1], widths[layers]))
 
 
 @njit(inline="always")

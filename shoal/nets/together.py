@@ -23,6 +23,9 @@ def step(nets: Nets, x: Groups, memory: Groups, hears: Tensor) -> tuple[Groups, 
     Args:
         hears: see `View.hears`, of the agents of `nets` in turn.
     """
+    if not _talk(nets):
+        each = {name: net.step(x[name], memory[name]) for name, net in nets.items()}
+        return {name: out for name, (out, _) in each.items()}, {name: after for name, (_, after) in each.items()}
     first = next(iter(x.values()))
     going_on = torch.zeros(1, len(first), dtype=torch.bool, device=first.device)
     now = {name: rows.unsqueeze(0) for name, rows in x.items()}
