@@ -167,15 +167,17 @@ class AgentNet(nn.Module):
         if not self.split:
             return x, memory.expand(len(x), *memory.shape)
         some = self._copies(agents)
-        hidden = self.mlp(self._seen(x, agents), some)
-        hidden = (normalise(hidden) if self.mlp.norm else hidden).relu()
+        rows, before = self._seen(x, agents), perceptron.of(self.mlp.layers, some)
+        if self.mlp.norm or not self.memory:
+            rows, before = self.mlp(rows, some), ()
+            rows = (normalise(rows) if self.mlp.norm else rows).relu()
         if not self.memory:
-            return self._outward(hidden, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
-        keep, sequence = None, (len(x), hidden.shape[1] // len(x))
+            return self._outward(rows, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
+        keep, sequence = None, (len(x), rows.shape[1] // len(x))
         if len(x) > 1:
             keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
             keep = keep.repeat_interleave(x.shape[2], 1) if self.shared else keep
-        after = self.gru(hidden.unflatten(1, sequence), self._inward(memory.unsqueeze(0)), keep, some)
+        after = self.gru(rows.unflatten(1, sequence), self._inward(memory.unsqueeze(0)), keep, some, before)
         after = self._outward(after.flatten(1, 2), x.shape[:-1])[0]
         return after, after
 

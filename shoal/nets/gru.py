@@ -45,16 +45,19 @@ class Gru(nn.Module):
         self.memory_weight, self.memory_bias = draw(width), draw(1)
         self.layers = [(self.input_weight, self.input_bias), (self.memory_weight, self.memory_bias)]
 
-    def forward(self, x: Tensor, memory: Tensor, keep: Tensor | None, some: slice = slice(None)) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor, keep: Tensor | None, some: slice = slice(None), before: Layers = ()
+    ) -> Tensor:
         """A sequence: `[copies, time, rows, size]` -> memory after each step `[copies, time, rows, width]`.
 
         Args:
             memory: before the first step, `[copies, rows, width]`.
             keep: `[time, rows]` bool; where not, memory is set to 0 before that step. None: kept throughout.
             some: of the copies, which `x` and `memory` are for.
+            before: layers with ReLU that `x` goes through first, of these copies.
         """
-        layers = self.layers if some == slice(None) else [(weight[some], bias[some]) for weight, bias in self.layers]
-        drive = perceptron.apply(x.flatten(1, 2), layers[:1]).unflatten(1, x.shape[1:3])
+        layers = perceptron.of(self.layers, some)
+        drive = perceptron.apply(x.flatten(1, 2), [*before, layers[0]]).unflatten(1, x.shape[1:3])
         keep = torch.ones(x.shape[1:3], dtype=torch.bool, device=x.device) if keep is None else keep
         given = drive, memory, *layers[1], keep
         if drive.device.type != "cpu" or drive.dtype != torch.float32:

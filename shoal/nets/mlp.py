@@ -34,7 +34,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
         """Of all copies, or of `some` of them."""
-        layers = self.layers if some == ALL else [(weight[some], bias[some]) for weight, bias in self.layers]
+        layers = perceptron.of(self.layers, some)
         if self.norm:
             for layer in layers[:-1]:
                 x = normalise(perceptron.apply(x, [layer])).relu()

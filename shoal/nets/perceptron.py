@@ -40,6 +40,11 @@ def fits(x: Tensor, layers: Layers) -> bool:
     return here and x.dim() == 3 and len(x) == len(weight) and x.shape[2] == weight.shape[1] > 0
 
 
+def of(layers: Layers, some: slice) -> Layers:
+    """Those of some of the copies."""
+    return layers if some == slice(None) else [(weight[some], bias[some]) for weight, bias in layers]
+
+
 def apply(x: Tensor, layers: Layers) -> Tensor:
     """`[copies, rows, in] -> [copies, rows, out]`, ReLU between layers."""
     return forward(x, layers) if fits(x, layers) else plain(x, layers)[0]
