@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shoal import actions, explore, optim, rollouts, tree
+from shoal import actions, explore, optim, rollouts, surrogate, tree
 from shoal.nets import settings, together
 from shoal.nets.conv import Block, flat, real
 from shoal.nets.dense import AgentNet, orthogonal
@@ -406,16 +406,10 @@ class PPO:
         log_prob, entropy = self._judge(lesson, turn)
         now = log_prob.detach()
         alive, advantage = self._columns(lesson.alive, turn), self._columns(lesson.advantage, turn)
-        change = log_prob - (self._columns(lesson.log_prob, turn) if lesson.log_prob.shape[-1] else now)
-        ratio, clip = change.exp(), self.config.clip
-        objective = ratio * advantage
-        if clip:
-            objective = torch.minimum(objective, ratio.clamp(1 - clip, 1 + clip) * advantage)
-        with torch.no_grad():
-            moved = (ratio - 1) - change  # Schulman's estimate of the divergence
-            clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
-        parts = {"policy_loss": -objective, "entropy": entropy, "kl": moved, "clipped": clipped}
-        return {name: (part * alive).sum() / count for name, part in parts.items()}, now
+        old = self._columns(lesson.log_prob, turn) if lesson.log_prob.shape[-1] else now
+        sums = surrogate.clipped(log_prob, old, advantage, entropy, alive, self.config.clip)
+        names = "policy_loss", "entropy", "kl", "clipped"
+        return {name: part / count for name, part in zip(names, sums, strict=True)}, now
 
     def _value_loss(self, lesson: Lesson, count: Tensor) -> Tensor:
         value, limit = self._value(lesson.obs, lesson.past, lesson.state), self.config.value_clip

@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shoal.elementary import tanh
 from shoal.nets import perceptron
 from shoal.nets.perceptron import BLOCK, RELU, Layers, Numbers, Places, addresses_of, at, place_of, some_rows
 from shoal.nets.product import NOTHING, accumulate, affine
@@ -141,36 +142,17 @@ def _steps(rows: int) -> int:
 
 
 @njit(inline="always", fastmath=True)
-def _tanh(x: Any) -> Any:
-    """Rational approximation, within 5e-7; compilers make vector instructions of it and not of libm's."""
-    x = np.float32(0.5) * (abs(x + np.float32(7.9)) - abs(x - np.float32(7.9)))  # clamped, without a branch
-    s = x * x
-    p = np.float32(-2.76076847742355e-16)
-    p = p * s + np.float32(2.00018790482477e-13)
-    p = p * s + np.float32(-8.60467152213735e-11)
-    p = p * s + np.float32(5.12229709037114e-08)
-    p = p * s + np.float32(1.48572235717979e-05)
-    p = p * s + np.float32(6.37261928875436e-04)
-    p = p * s + np.float32(4.89352455891786e-03)
-    q = np.float32(1.19825839466702e-06)
-    q = q * s + np.float32(1.18534705686654e-04)
-    q = q * s + np.float32(2.26843463243900e-03)
-    q = q * s + np.float32(4.89352518554385e-03)
-    return x * p / q
-
-
-@njit(inline="always", fastmath=True)
 def _cell(x: Any, u: Any, h: Any, s: Any, out: Any) -> None:
     """One row: from W x + b, U h + c and h to the memory `out`, and `s` (r, z, n, U_n h + c_n)."""
     half, width = np.float32(0.5), len(h)
     r, z, n, own = s[:width], s[width : 2 * width], s[2 * width : 3 * width], s[3 * width :]
     gates, x_n, u_n = s[: 2 * width], x[2 * width :], u[2 * width :]
     for j in range(2 * width):  # short loops over few arrays, of which compilers make vector instructions
-        gates[j] = half + half * _tanh(half * (x[j] + u[j]))
+        gates[j] = half + half * tanh(half * (x[j] + u[j]))
     for j in range(width):
         own[j] = u_n[j]
     for j in range(width):
-        n[j] = _tanh(x_n[j] + r[j] * u_n[j])
+        n[j] = tanh(x_n[j] + r[j] * u_n[j])
     for j in range(width):
         out[j] = n[j] + z[j] * (h[j] - n[j])
 
