@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 PIECE = 3200
 """Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
-WORTH = 7_000_000
+WORTH = 30_000_000
 """Weights that a batch meets on its way through the networks, from which it is worth a second thread's wake-up."""
 PIECE_BYTES = 2**28
 """That the convolutions of one piece may take: with pictures, pieces are smaller."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal import elementary
 from shoal.elementary import exp, log
+from shoal.jit import jit
 
 Array = NDArray[np.float32]
 BLOCK = 256
@@ -100,7 +101,7 @@ class _Clipped(torch.autograd.Function):
         return slope * to_objective, None, None, alive * to_entropy, None, None
 
 
-@njit(cache=True, fastmath=EXACT, error_model="numpy", nogil=True)
+@jit(elementary, fastmath=EXACT)
 def _log_softmax(logits: Array, action: NDArray[np.int64], log_p: Array, taken: Array, entropy: Array) -> None:
     """Fills what comes after `action`; `logits` and `log_p` are `[size, rows]`."""
     rows = len(action)
@@ -134,7 +135,7 @@ def _log_softmax(logits: Array, action: NDArray[np.int64], log_p: Array, taken: 
             taken[i] = log_p[action[i] * rows + i]
 
 
-@njit(cache=True, fastmath=EXACT, error_model="numpy", nogil=True)
+@jit(elementary, fastmath=EXACT)
 def _log_softmax_gradient(
     log_p: Array, action: NDArray[np.int64], entropy: Array, to_taken: Array, to_entropy: Array, to_logits: Array
 ) -> None:
@@ -148,7 +149,7 @@ def _log_softmax_gradient(
         to_logits[action[i] * rows + i] += to_taken[i]
 
 
-@njit(cache=True, fastmath=EXACT, error_model="numpy", nogil=True)
+@jit(elementary, fastmath=EXACT)
 def _objective(
     log_prob: Array,
     old: Array,

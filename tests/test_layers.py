@@ -7,8 +7,21 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "shoal"
 LAYERS = [
-    {"types", "tree"},
-    {"returns", "explore", "actions", "optim", "replay", "rollouts", "threads", "nets", "envs"},
+    {"types", "tree", "jit"},
+    {
+        "returns",
+        "explore",
+        "actions",
+        "optim",
+        "replay",
+        "rollouts",
+        "elementary",
+        "surrogate",
+        "jit",
+        "threads",
+        "nets",
+        "envs",
+    },
     {"algorithms", "collect"},
     {
         "train",

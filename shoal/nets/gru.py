@@ -15,8 +15,10 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shoal import elementary
 from shoal.elementary import tanh
-from shoal.nets import perceptron
+from shoal.jit import jit
+from shoal.nets import perceptron, product
 from shoal.nets.perceptron import BLOCK, RELU, Layers, Numbers, Places, addresses_of, at, place_of, some_rows
 from shoal.nets.product import NOTHING, accumulate, affine
 
@@ -157,7 +159,7 @@ def _cell(x: Any, u: Any, h: Any, s: Any, out: Any) -> None:
         out[j] = n[j] + z[j] * (h[j] - n[j])
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+@jit(product, perceptron, elementary, fastmath=True)
 def _forward(
     drive: Array,
     weight: Array,
@@ -184,7 +186,7 @@ def _forward(
                         following[j] = kept * out[j]
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+@jit(product, perceptron, elementary, fastmath=True)
 def _backward(
     grad: Array,
     turned: Array,
@@ -236,7 +238,7 @@ def _backward(
                 accumulate(recalled, to_n_part, to_weight[c, :, 2 * width :])
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
+@jit(product, perceptron, elementary, fastmath=True)
 def _play(
     x: Places,
     memory: Places,

@@ -19,6 +19,8 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.jit import jit
+from shoal.nets import product
 from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
 
 BLOCK = 192
@@ -198,7 +200,7 @@ def _turn(x: Any, out: Any) -> None:
                     out[j, i] = x[i, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit(product)
 def _forward(
     x: Places,
     parameters: Numbers,
@@ -236,7 +238,7 @@ def _forward(
                     affine(before, weight, bias, after, NOTHING)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit(product)
 def _backward(
     x: Places,
     grad: Places,

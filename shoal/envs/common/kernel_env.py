@@ -5,18 +5,16 @@ A game is a compiled kernel and its arrays; everything around them (buffers, thr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
 from shoal.envs.common.shares import Kernel, Shares
+from shoal.jit import jit
 from shoal.types import Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View
 
 Pixels = NDArray[np.uint8]
@@ -43,10 +41,9 @@ class Buffers(NamedTuple):
 def compiled_kernel(function: Callable[..., None]) -> Kernel:
     """Compiles a kernel, and keeps the result on disk.
 
-    numba compiles again when the kernel's own file has changed; the random generator, another file, is in the name.
+    See `jit`: it may call the random generator, and nothing else of other files.
     """
-    function.__qualname__ += "." + hashlib.sha256(Path(pcg64.__file__).read_bytes()).hexdigest()[:8]
-    return njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return jit(pcg64, _nrt=False)(function)
 
 
 class KernelEnv:

@@ -5,10 +5,9 @@ The order of a step is that of the package `mpe2`: forces from the old positions
 
 from __future__ import annotations
 
-import hashlib
+import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from shoal.envs.common import pcg64
 from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe import world
 from shoal.envs.mpe.world import World, distance
+from shoal.jit import version
 from shoal.types import ShoalError
 
 DT = 0.1
@@ -188,7 +188,7 @@ def kernel_of(scenario: ModuleType) -> Callable[..., None]:
         if not hasattr(scenario, needed):
             raise ShoalError(f"the scenario {scenario.__name__} has no {needed}")
     SCENARIOS[scenario.Params] = scenario
-    return _kernel(scenario.__name__, _version(scenario))
+    return _kernel(scenario.__name__, version(sys.modules[__name__], pcg64, world, scenario))
 
 
 @cache
@@ -224,10 +224,3 @@ def _kernel(scenario: str, version: str) -> Callable[..., None]:
 
     advance.__qualname__ += f".{scenario}"
     return njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(advance)  # type: ignore[no-any-return]
-
-
-def _version(scenario: ModuleType) -> str:
-    digest = hashlib.sha256()
-    for path in map(Path, [__file__, pcg64.__file__, world.__file__, str(scenario.__file__)]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

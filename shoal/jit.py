@@ -1,0 +1,36 @@
+"""Functions that numba compiles once and keeps on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from numba import njit
+
+
+def version(*modules: ModuleType) -> str:
+    """A hash of their files."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+def jit(*modules: ModuleType, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A function without Python's lock, kept on disk until its own file or one of `modules` has changed.
+
+    numba looks at the function's own file alone; the others, from which it calls something, are in the name.
+
+    Args:
+        options: of `numba.njit`.
+    """
+
+    def wrap(function: Callable[..., None]) -> Callable[..., None]:
+        if modules:
+            function.__qualname__ += "." + version(*modules)[:8]
+        return njit(cache=True, nogil=True, error_model="numpy", **options)(function)  # type: ignore[no-any-return]
+
+    return wrap
