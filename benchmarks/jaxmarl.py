@@ -173,7 +173,7 @@ def ours_ppo(
 FAST = {
     "batch_steps": 512 * 26,
     "epochs": 1,
-    "minibatches": 32,
+    "minibatches": 40,
     "epsilon_steps": 400_000,
     "lr": 6e-3,
     "anneal_steps": 4_000_000,
@@ -234,7 +234,7 @@ def child(name: str, checkout: Path, steps: int) -> None:
         seconds = time.perf_counter() - start
         measured = {"env_steps": env_steps, "seconds": seconds, "compile_seconds": compile_seconds}
         if "TEST_INTERVAL" in config:
-            tested = trained["runner_state"][2]["returned_episode_returns"]
+            tested = trained["runner_state"][2].get("returned_episode_returns", math.nan)  # iql's keeps none
             measured["return"] = float(tested) / 3  # of three agents, each with three times its reward
         print(json.dumps(measured), file=out, flush=True)
 
