@@ -29,14 +29,16 @@ def generator(seed: int = 0) -> torch.Generator:
 # Recurrent units
 
 
-def gru_inputs(copies: int, dtype: torch.dtype, resets: bool) -> tuple[Gru, Tensor, Tensor, Tensor, Tensor]:
+def gru_inputs(
+    copies: int, dtype: torch.dtype, resets: bool, rows: int = ROWS
+) -> tuple[Gru, Tensor, Tensor, Tensor, Tensor]:
     """A unit, x, memory, keep and a gradient of the output."""
     g = generator(copies)
     gru = Gru(SIZE, WIDTH, copies, g).to(dtype)
-    x = torch.randn(copies, TIME, ROWS, SIZE, generator=g, dtype=dtype).requires_grad_()
-    memory = torch.randn(copies, ROWS, WIDTH, generator=g, dtype=dtype).requires_grad_()
-    keep = torch.rand(TIME, ROWS, generator=g) < 0.6 if resets else torch.ones(TIME, ROWS, dtype=torch.bool)
-    return gru, x, memory, keep, torch.randn(copies, TIME, ROWS, WIDTH, generator=g, dtype=dtype)
+    x = torch.randn(copies, TIME, rows, SIZE, generator=g, dtype=dtype).requires_grad_()
+    memory = torch.randn(copies, rows, WIDTH, generator=g, dtype=dtype).requires_grad_()
+    keep = torch.rand(TIME, rows, generator=g) < 0.6 if resets else torch.ones(TIME, rows, dtype=torch.bool)
+    return gru, x, memory, keep, torch.randn(copies, TIME, rows, WIDTH, generator=g, dtype=dtype)
 
 
 def torch_gru(gru: Gru, copy: int) -> nn.GRU:
@@ -71,8 +73,9 @@ def test_gru_and_its_gradients_are_torchs(copies: int, dtype: torch.dtype, atol:
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_compiled_gru_resets_as_the_plain_one_does(copies: int) -> None:
-    gru, x, memory, keep, grad = gru_inputs(copies, torch.float32, resets=True)
+@pytest.mark.parametrize("rows", [ROWS, 45, 300])  # all steps' gradients gathered at once, in parts, a step at a time
+def test_compiled_gru_resets_as_the_plain_one_does(copies: int, rows: int) -> None:
+    gru, x, memory, keep, grad = gru_inputs(copies, torch.float32, resets=True, rows=rows)
     assert not keep[0].all()
     assert not keep[1:].all()
     drive = torch.baddbmm(gru.input_bias, x.flatten(1, 2), gru.input_weight).unflatten(1, x.shape[1:3])

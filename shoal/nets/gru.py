@@ -87,7 +87,7 @@ def play(x: Tensor, memory: Tensor, before: Layers, units: Layers, after: Layers
 
     Args:
         x: `[copies, rows, in]`.
-        memory: `[copies, rows, width]`.
+        memory: `[copies, rows, width]`; its rows' numbers lie side by side.
         units: the unit's `layers`.
 
     Returns:
@@ -251,12 +251,8 @@ def _play(
 ) -> None:
     """`places`: outputs and memory, which it fills, and scratch; `unit` is the place of the unit among the layers."""
     out, now, scratch = places
-    layers, blocks, room, width = (
-        len(parameters),
-        (rows + BLOCK - 1) // BLOCK,
-        4 * BLOCK * sizes.max(),
-        sizes[unit, 1] // 3,
-    )
+    layers, blocks = len(parameters), (rows + BLOCK - 1) // BLOCK
+    room, width = 4 * BLOCK * sizes.max(), sizes[unit, 1] // 3
     seen = at(scratch + 3 * room, 1, 4 * width)[0]
     for c in range(copies):
         for b in range(blocks):

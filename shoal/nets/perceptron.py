@@ -1,4 +1,4 @@
-"""Perceptrons of many rows on a CPU: all layers forth in one compiled call, and all gradients back in another.
+"""Perceptrons on a CPU: all layers forth in one compiled call, and all gradients back in another.
 
 Rows go through the layers in blocks that stay in the cache, and Python's lock is not held meanwhile, so that threads
 can learn from pieces of a batch side by side.
@@ -140,6 +140,7 @@ def _forth(x: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[Tensor,
 
 
 def place_of(x: Tensor) -> Places:
+    """Where it lies, for what is compiled."""
     copy, row, column = x.stride()
     return x.data_ptr(), copy * 4, row * 4, column * 4
 
@@ -185,7 +186,7 @@ def at(address: Any, rows: Any, columns: Any) -> Any:
 
 @njit(inline="always")
 def some_rows(x: Any, copy: Any, low: Any, count: Any, columns: Any) -> Any:
-    """Some rows of a copy of what `_places` describes."""
+    """Some rows of a copy of what `place_of` describes."""
     return as_strided(at(x[0] + copy * x[1] + low * x[2], 1, 1), (count, columns), (x[2], x[3]))
 
 
