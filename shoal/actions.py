@@ -33,7 +33,12 @@ def best(values: Tensor) -> Tensor:
 
 def gumbel_like(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise: -log of an exponential draw."""
-    return -torch.empty_like(logits).exponential_(generator=generator).clamp_(min=1e-20).log_()
+    return -_empty(logits).exponential_(generator=generator).clamp_(min=1e-20).log_()
+
+
+def _empty(like: Tensor) -> Tensor:
+    """Contiguous, so that draws do not depend on how `like` lies in memory."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def greedy(space: Action, output: Tensor, legal: Tensor) -> Tensor:
@@ -50,7 +55,7 @@ def sample(space: Action, output: Tensor, legal: Tensor, generator: torch.Genera
         place = 1 - torch.rand(output.shape[:-1], generator=generator, device=output.device)  # above 0, where all start
         return (below[:-1] < place * below[-1]).sum(0)
     mean, log_std = output.chunk(2, -1)
-    noise = torch.empty_like(mean).normal_(generator=generator)
+    noise = _empty(mean).normal_(generator=generator)
     return mean.tanh().addcmul_(noise, log_std.exp()).clamp_(-1, 1)
 
 

@@ -13,7 +13,7 @@ def linear(start: float, end: float, progress: float) -> float:
 
 def gaussian(action: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     """`action` in [-1, 1] plus normal noise of standard deviation `scale`, clipped to [-1, 1] again."""
-    noise = torch.empty_like(action).normal_(generator=generator)
+    noise = torch.empty(action.shape, dtype=action.dtype, device=action.device).normal_(generator=generator)
     return noise.mul_(scale).add_(action).clamp_(-1, 1)
 
 

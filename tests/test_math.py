@@ -115,3 +115,17 @@ def test_a_crew_keeps_the_order_uses_its_threads_and_passes_errors_on() -> None:
         with pytest.raises(ZeroDivisionError):
             crew.map(lambda x, bad=bad: 1 // (x - bad), range(6))
     assert crew.map(lambda x: x, range(50)) == list(range(50))
+
+
+def test_draws_do_not_depend_on_how_a_tensor_lies_in_memory() -> None:
+    by_rows = torch.zeros(6, 3, 4)
+    by_columns = torch.zeros(4, 6, 3).movedim(0, -1)
+    box = Box(2)
+    legal = torch.ones(6, 3, 0, dtype=torch.bool)
+    for draw in (
+        lambda x, g: actions.gumbel_like(x, g),
+        lambda x, g: actions.sample(box, x, legal, g),
+        lambda x, g: explore.gaussian(x, 0.3, g),
+    ):
+        first, second = (draw(x, torch.Generator().manual_seed(0)) for x in (by_rows, by_columns))
+        assert torch.equal(first, second)
