@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shoal import surrogate
+from shoal.explore import CONTIGUOUS
 from shoal.types import Action, Discrete
 
 ILLEGAL = -1e9  # finite: a row whose gradient is taken must not hold infinities
@@ -33,12 +34,9 @@ def best(values: Tensor) -> Tensor:
 
 def gumbel_like(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise: -log of an exponential draw."""
-    return -_empty(logits).exponential_(generator=generator).clamp_(min=1e-20).log_()
-
-
-def _empty(like: Tensor) -> Tensor:
-    """Contiguous, so that draws do not depend on how `like` lies in memory."""
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return (
+        -torch.empty_like(logits, memory_format=CONTIGUOUS).exponential_(generator=generator).clamp_(min=1e-20).log_()
+    )
 
 
 def greedy(space: Action, output: Tensor, legal: Tensor) -> Tensor:
@@ -55,7 +53,7 @@ def sample(space: Action, output: Tensor, legal: Tensor, generator: torch.Genera
         place = 1 - torch.rand(output.shape[:-1], generator=generator, device=output.device)  # above 0, where all start
         return (below[:-1] < place * below[-1]).sum(0)
     mean, log_std = output.chunk(2, -1)
-    noise = _empty(mean).normal_(generator=generator)
+    noise = torch.empty_like(mean, memory_format=CONTIGUOUS).normal_(generator=generator)
     return mean.tanh().addcmul_(noise, log_std.exp()).clamp_(-1, 1)
 
 

@@ -14,7 +14,8 @@ from numba import njit
 @njit(inline="always")
 def exp(x: Any) -> Any:
     """Within two units in the last place, for float32 above -87; below 1e-38, about 0 (Cephes' expf)."""
-    x = min(max(x, np.float32(-87.3)), np.float32(88.7))
+    x = np.float32(-87.3) if x < np.float32(-87.3) else x  # so that what is not a number stays that
+    x = np.float32(88.7) if x > np.float32(88.7) else x
     k = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     r = x - k * np.float32(0.693359375)
     r = r - k * np.float32(-2.12194440e-4)
@@ -47,7 +48,8 @@ def log(x: Any) -> Any:
     p = p * m + np.float32(-2.4999993993e-1)
     p = p * m + np.float32(3.3333331174e-1)
     y = m * s * p + e * np.float32(-2.12194440e-4) - np.float32(0.5) * s
-    return m + y + e * np.float32(0.693359375)
+    y = m + y + e * np.float32(0.693359375)
+    return y if x == x else x  # what is not a number stays that
 
 
 @njit(inline="always")

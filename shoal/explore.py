@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CONTIGUOUS = torch.contiguous_format
+"""Of noise: draws must not depend on how a network's output lies in memory."""
+
 
 def linear(start: float, end: float, progress: float) -> float:
     """From `start` to `end` as `progress` goes from 0 to 1, constant after."""
@@ -13,7 +16,7 @@ def linear(start: float, end: float, progress: float) -> float:
 
 def gaussian(action: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     """`action` in [-1, 1] plus normal noise of standard deviation `scale`, clipped to [-1, 1] again."""
-    noise = torch.empty(action.shape, dtype=action.dtype, device=action.device).normal_(generator=generator)
+    noise = torch.empty_like(action, memory_format=CONTIGUOUS).normal_(generator=generator)
     return noise.mul_(scale).add_(action).clamp_(-1, 1)
 
 

@@ -20,14 +20,15 @@ from shoal.jit import jit
 Array = NDArray[np.float32]
 BLOCK = 256
 """Rows whose numbers stay in the first cache."""
-EXACT = {"nnan", "nsz", "arcp", "contract"}
-"""Liberties that compilers may take; sums are not reordered."""
+EXACT = {"nsz", "arcp", "contract"}
+"""Liberties that compilers may take: sums are not reordered, and what is not a number stays that."""
 
 
 def likelihood(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of `action` `[...]`, and the entropy, of the distribution with `logits` `[..., size]`."""
     if _compiled(logits):
-        return _Likelihood.apply(logits, action)  # type: ignore[no-any-return]
+        found: tuple[Tensor, Tensor] = _Likelihood.apply(logits, action)
+        return found
     # actions first: over a short last axis PyTorch's softmax is four times as slow
     log_p = logits.movedim(-1, 0).contiguous().log_softmax(0)
     taken = log_p.gather(0, action.unsqueeze(0)).squeeze(0)
@@ -36,7 +37,7 @@ def likelihood(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
 
 def clipped(
     log_prob: Tensor, old: Tensor, advantage: Tensor, entropy: Tensor, alive: Tensor, clip: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """PPO's objective (Schulman et al. 2017, arXiv 1707.06347, eq. 7), negated; entropy; divergence; what was clipped.
 
     All arguments are shaped alike, results are sums over where `alive`. With ratio = exp(log_prob - old):
@@ -47,7 +48,8 @@ def clipped(
     number that was clipped have no gradient.
     """
     if _compiled(log_prob):
-        return _Clipped.apply(log_prob, old, advantage, entropy, alive, clip)  # type: ignore[no-any-return]
+        sums: tuple[Tensor, ...] = _Clipped.apply(log_prob, old, advantage, entropy, alive, clip)
+        return sums
     change = log_prob - old
     ratio = change.exp()
     objective = ratio * advantage
@@ -55,8 +57,7 @@ def clipped(
         objective = torch.minimum(objective, ratio.clamp(1 - clip, 1 + clip) * advantage)
     moved = (ratio - 1 - change).detach()
     beyond = (ratio - 1).abs() > clip
-    first, *others = ((part * alive).sum() for part in (-objective, entropy, moved, beyond))
-    return first, *others  # type: ignore[return-value]
+    return tuple((part * alive).sum() for part in (-objective, entropy, moved, beyond))
 
 
 def _compiled(x: Tensor) -> bool:
@@ -114,7 +115,7 @@ def _log_softmax(logits: Array, action: NDArray[np.int64], log_p: Array, taken: 
         for k in range(size):
             line = logits[k * rows + low : k * rows + low + count]
             for i in range(count):
-                most[i] = max(most[i], line[i])
+                most[i] = line[i] if line[i] > most[i] else most[i]
         for k in range(size):
             line, out = logits[k * rows + low : k * rows + low + count], log_p[k * rows + low : k * rows + low + count]
             for i in range(count):
@@ -177,7 +178,7 @@ def _objective(
             for i in range(count):
                 held = -min(max(ratio[i], least), most) * gain[i]
                 to_now[i] = np.float32(0.0) if held > lost[i] else to_now[i]
-                lost[i] = max(lost[i], held)
+                lost[i] = held if held > lost[i] else lost[i]
         for i in range(count):
             if counts[i]:
                 sums[0] += lost[i]

@@ -89,6 +89,22 @@ def test_clipped_objectives(clip: float) -> None:
     assert (found[4][~alive] == 0).all()
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+def test_what_is_not_a_number_stays_seen(clip: float) -> None:
+    logits, action = torch.randn(9, 5, generator=G), torch.zeros(9, dtype=torch.int64)
+    logits[3, 2] = torch.nan
+    taken, entropy = surrogate.likelihood(logits, action)
+    assert taken.isnan().nonzero().tolist() == entropy.isnan().nonzero().tolist() == [[3]]
+    ones = torch.ones(9)
+    for given in ((taken, ones, ones), (ones, taken, ones), (ones, ones, taken)):
+        log_prob, old, advantage = given
+        log_prob = log_prob.clone().requires_grad_()
+        first = surrogate.clipped(log_prob, old, advantage, entropy, ones > 0, clip)[0]
+        (grad,) = torch.autograd.grad(first, log_prob)
+        assert first.isnan()
+        assert grad[3].isnan()
+
+
 def test_nothing_to_learn_from() -> None:
     empty = torch.zeros(0, 3, requires_grad=True)
     parts = surrogate.clipped(empty, empty.detach(), empty.detach(), empty, empty > 0, 0.2)

@@ -230,7 +230,8 @@ class DDPG:
         action, _ = self._action(name, self.target_actors[name](_plain(agents.next_obs))[0], agents.next_legal)
         scale = self.config.target_noise
         if scale and isinstance(self.spec.groups[name].action, Box):
-            noise = torch.empty(action.shape, device=action.device).normal_(generator=self.sampler).mul_(scale)
+            noise = torch.empty_like(action, memory_format=explore.CONTIGUOUS).normal_(generator=self.sampler)
+            noise.mul_(scale)
             action = (action + noise.clamp_(-2.5 * scale, 2.5 * scale)).clamp_(-1, 1)
         return action.masked_fill_(agents.terminated.unsqueeze(-1), 0.0)
 
