@@ -31,6 +31,7 @@ def jit(*modules: ModuleType, **options: Any) -> Callable[[Callable[..., None]],
     def wrap(function: Callable[..., None]) -> Callable[..., None]:
         if modules:
             function.__qualname__ += "." + version(*modules)[:8]
-        return njit(cache=True, nogil=True, error_model="numpy", **options)(function)  # type: ignore[no-any-return]
+        kept: Callable[..., None] = njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        return kept
 
     return wrap

@@ -27,11 +27,12 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from shoal.envs.common import pcg64
 from shoal.envs.common.kernel_env import KernelEnv, Pixels
 from shoal.envs.common.pcg64 import compiled, integer
+from shoal.jit import jit
 from shoal.types import Discrete, GroupSpec, ShoalError
 
 TASKS = {"easy": (5, 3, 0, 20), "medium": (10, 5, 1, 40), "hard": (20, 10, 1, 80)}
@@ -137,7 +138,7 @@ def _play(p, w, b, e, actions):  # type: ignore[no-untyped-def]
     b.ended[e] = over or b.steps[e] >= p.limit
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit(pcg64)
 def kernel(lo, hi, start, p, w, b, actions):  # type: ignore[no-untyped-def]
     for e in range(lo, hi):
         if not start:

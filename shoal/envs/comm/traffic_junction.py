@@ -32,11 +32,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from shoal.envs.common import pcg64
 from shoal.envs.common.kernel_env import KernelEnv, Pixels
 from shoal.envs.common.pcg64 import compiled, integer, uniform
+from shoal.jit import jit
 from shoal.types import Discrete, GroupSpec, ShoalError
 
 TASKS = {"easy": (7, 5, 20, 0.3), "medium": (14, 10, 40, 0.2), "hard": (18, 20, 80, 0.05)}
@@ -195,7 +196,7 @@ def _play(p, w, b, e, actions):  # type: ignore[no-untyped-def]
     b.ended[e] = b.steps[e] >= p.limit
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit(pcg64)
 def kernel(lo, hi, start, p, w, b, actions):  # type: ignore[no-untyped-def]
     for e in range(lo, hi):
         if not start:
