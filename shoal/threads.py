@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -31,17 +32,25 @@ class Crew:
     def __init__(self, count: int) -> None:
         self.others = count - 1
         self.pool = ThreadPoolExecutor(self.others, initializer=_start) if self.others else None
+        self.inside = threading.local()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of every item, in the items' order. Whoever is free takes the next."""
-        if self.pool is None or len(items) == 1:
+        """`function` of every item, in the items' order. Whoever is free takes the next.
+
+        Within an item all threads are taken: what it maps in turn, it does by itself.
+        """
+        if self.pool is None or len(items) == 1 or getattr(self.inside, "an_item", False):
             return [function(item) for item in items]
         todo = iter(enumerate(items))
         results: dict[int, Result] = {}
 
         def work() -> None:
-            for place, item in todo:
-                results[place] = function(item)
+            self.inside.an_item = True
+            try:
+                for place, item in todo:
+                    results[place] = function(item)
+            finally:
+                self.inside.an_item = False
 
         others = [self.pool.submit(work) for _ in range(min(self.others, len(items) - 1))]
         try:

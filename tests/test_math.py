@@ -117,6 +117,13 @@ def test_a_crew_keeps_the_order_uses_its_threads_and_passes_errors_on() -> None:
     assert crew.map(lambda x: x, range(50)) == list(range(50))
 
 
+def test_a_crew_within_a_crew_does_not_wait_for_threads_that_wait_for_it() -> None:
+    crew = Crew(2)
+    assert crew.map(lambda x: crew.map(lambda y: x * y, range(3)), range(4)) == [[0, x, 2 * x] for x in range(4)]
+    meet = threading.Barrier(2, timeout=10)
+    crew.map(lambda _: meet.wait(), range(2))  # and both threads share work again afterwards
+
+
 def test_draws_do_not_depend_on_how_a_tensor_lies_in_memory() -> None:
     by_rows = torch.zeros(6, 3, 4)
     by_columns = torch.zeros(4, 6, 3).movedim(0, -1)

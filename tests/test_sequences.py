@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from shoal import tree
 from shoal.nets.dense import AgentNet
-from shoal.nets.gru import Gru, plain
+from shoal.nets.gru import CHUNK, Gru, plain
 from shoal.nets.mixers import Monotonic, Sum
 from shoal.nets.normalise import ValueNorm
 from shoal.nets.together import foresee
 from shoal.replay import Replay, SumTree, allocate
 from shoal.returns import n_step, td_target
+from shoal.threads import Crew
 from shoal.types import Batch, Discrete, EnvSpec, GroupSpec, ShoalError
 
 TIME, ROWS, SIZE, WIDTH = 6, 5, 4, 7
@@ -87,6 +88,30 @@ def test_compiled_gru_resets_as_the_plain_one_does(copies: int, rows: int) -> No
         torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
     ):
         assert torch.allclose(mine, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [ROWS, 3 * CHUNK + 1])
+def test_threads_and_the_layers_before_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the equations one at a time; with two threads to the bit what one has."""
+    monkeypatch.setattr("shoal.nets.gru.PART", 1000)  # a part for each chunk
+    g = generator(2)
+    net = AgentNet(2, (4, 20, 9, 2), shared=False, generator=g, memory=WIDTH)
+    x, memory = torch.randn(2, TIME, rows, 4, generator=g), torch.randn(2, rows, WIDTH, generator=g)
+    keep = torch.rand(TIME, rows, generator=g) < 0.6
+    layers = net.mlp.layers
+    drive = net.mlp(x.flatten(1, 2)).relu() @ net.gru.input_weight + net.gru.input_bias
+    drive = drive.unflatten(1, (TIME, rows))
+    expected = plain(drive, memory, net.gru.memory_weight, net.gru.memory_bias, keep)
+    weights = [tensor for layer in (*layers, *net.gru.layers) for tensor in layer]
+    wanted = torch.autograd.grad(expected.square().sum(), weights)
+    found = []
+    for crew in (None, Crew(2)):
+        out = net.gru(x, memory, keep, before=layers, crew=crew)
+        assert torch.allclose(out, expected, atol=1e-5)
+        found.append(torch.autograd.grad(out.square().sum(), weights))
+    for one, two, other in zip(*found, wanted, strict=True):
+        assert torch.equal(one, two)
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_reset_gru_is_torchs_started_anew() -> None:

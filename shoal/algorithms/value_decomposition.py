@@ -82,10 +82,12 @@ class ValueDecomposition(QAgents):
         self.updates = 0
         self.length = config.sequence or (25 if config.net.memory else 1)
         self.joint = self._joint()
-        if not config.net.memory:  # such an update is many small operations, in which threads wait for each other
-            self.cut = replace(self.cut, least=self.cut.most)
+        # An update is many small operations, in which threads wait for each other, but for what is done with sequences
+        self.cut = replace(self.cut, least=self.cut.most)
         learned = self.nets, self.eyes, self.mixer, self.joint
         followers = self.target_nets, self.target_eyes, self.target_mixer, self.target_joint = copy.deepcopy(learned)
+        for net in (*self.nets.values(), *self.target_nets.values()):
+            net.crew = self.crew
         self.module, self.target = (
             nn.ModuleDict({"agents": nn.ModuleDict(nets), "eyes": eyes, "mixer": mixer, "joint": joint}).to(self.device)
             for nets, eyes, mixer, joint in (learned, followers)

@@ -18,6 +18,7 @@ from shoal.nets.conv import Block, Eyes, Kind, real
 from shoal.nets.gru import Gru, play
 from shoal.nets.mlp import ALL, Mlp, normalise
 from shoal.nets.pool import Pool, Pooling
+from shoal.threads import Crew
 from shoal.types import ShoalError
 
 SILENT = Talk()
@@ -108,6 +109,7 @@ class AgentNet(nn.Module):
         super().__init__()
         self.num_agents, self.shared, self.ensemble, self.size = num_agents, shared, ensemble, sizes[0]
         self.memory = memory
+        self.crew: Crew | None = None  # threads that share sequences
         named = shared and identity and num_agents > 1
         self.identity: Tensor
         self.register_buffer("identity", torch.eye(num_agents) if named else torch.zeros(1, 0))
@@ -177,7 +179,7 @@ class AgentNet(nn.Module):
         if len(x) > 1:
             keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
             keep = keep.repeat_interleave(x.shape[2], 1) if self.shared else keep
-        after = self.gru(rows.unflatten(1, sequence), self._inward(memory.unsqueeze(0)), keep, some, before)
+        after = self.gru(rows.unflatten(1, sequence), self._inward(memory.unsqueeze(0)), keep, some, before, self.crew)
         after = self._outward(after.flatten(1, 2), x.shape[:-1])[0]
         return after, after
 

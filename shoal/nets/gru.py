@@ -7,22 +7,39 @@ theirs side by side. Elsewhere (and in double precision) the same equations are 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numba import njit
-from numpy.typing import NDArray
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, nn
 
 from shoal import elementary
 from shoal.elementary import tanh
 from shoal.jit import jit
 from shoal.nets import perceptron, product
-from shoal.nets.perceptron import BLOCK, RELU, Layers, Numbers, Places, addresses_of, at, place_of, some_rows
-from shoal.nets.product import NOTHING, accumulate, affine
+from shoal.nets.perceptron import (
+    BLOCK,
+    RELU,
+    Layers,
+    Numbers,
+    Places,
+    add_rows,
+    addresses_of,
+    at,
+    place_of,
+    some_rows,
+    turn,
+)
+from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
+from shoal.threads import Crew
 
-Array = NDArray[np.float32]
+CHUNK = 24
+"""Rows that go through a sequence together: what belongs to them stays in the cache."""
+PART = 30_000_000
+"""Weights that rows meet on their way, from which they are worth a thread's wake-up."""
 
 
 class Gru(nn.Module):
@@ -49,7 +66,13 @@ class Gru(nn.Module):
         self.layers = [(self.input_weight, self.input_bias), (self.memory_weight, self.memory_bias)]
 
     def forward(
-        self, x: Tensor, memory: Tensor, keep: Tensor | None, some: slice = slice(None), before: Layers = ()
+        self,
+        x: Tensor,
+        memory: Tensor,
+        keep: Tensor | None,
+        some: slice = slice(None),
+        before: Layers = (),
+        crew: Crew | None = None,
     ) -> Tensor:
         """A sequence: `[copies, time, rows, size]` -> memory after each step `[copies, time, rows, width]`.
 
@@ -58,22 +81,25 @@ class Gru(nn.Module):
             keep: `[time, rows]` bool; where not, memory is set to 0 before that step. None: kept throughout.
             some: of the copies, which `x` and `memory` are for.
             before: layers with ReLU that `x` goes through first, of these copies.
+            crew: threads that share the rows; None: the caller's alone.
         """
-        layers = perceptron.of(self.layers, some)
-        drive = perceptron.apply(x.flatten(1, 2), [*before, layers[0]]).unflatten(1, x.shape[1:3])
-        keep = torch.ones(x.shape[1:3], dtype=torch.bool, device=x.device) if keep is None else keep
-        given = drive, memory, *layers[1], keep
-        if drive.device.type != "cpu" or drive.dtype != torch.float32:
-            return plain(*given)
-        after: Tensor = _Compiled.apply(*given) if torch.is_grad_enabled() else _unroll(*given)[0]
-        return after
+        layers = [*before, *perceptron.of(self.layers, some)]
+        kept = torch.ones(x.shape[1:3], device=x.device) if keep is None else keep.to(torch.float32)
+        if perceptron.fits(x.flatten(1, 2), layers) and memory.dtype == x.dtype:
+            flat = [tensor for layer in layers for tensor in layer]
+            if torch.is_grad_enabled():
+                after: Tensor = _Compiled.apply(x, memory, kept, crew, *flat)
+                return after
+            return _forth(x, memory, kept, crew, flat, on_tape=False)[0]
+        drive = perceptron.plain(x.flatten(1, 2), layers[:-1])[0].unflatten(1, x.shape[1:3])
+        return plain(drive, memory, *layers[-1], kept)
 
 
 def plain(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> Tensor:
     """The equations, step by step: `drive` is W x + b, `[copies, time, rows, 3 width]`; `weight` and `bias` U and c."""
     width, after = memory.shape[-1], []
     for t in range(drive.shape[1]):
-        memory = memory * keep[t].unsqueeze(-1)
+        memory = memory * keep[t].to(memory.dtype).unsqueeze(-1)
         recalled = torch.baddbmm(bias, memory, weight)
         r, z = (drive[:, t, :, : 2 * width] + recalled[..., : 2 * width]).sigmoid().chunk(2, -1)
         n = (drive[:, t, :, 2 * width :] + r * recalled[..., 2 * width :]).tanh()
@@ -104,43 +130,101 @@ def play(x: Tensor, memory: Tensor, before: Layers, units: Layers, after: Layers
     return out, now
 
 
-def _unroll(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`plain`, and what its gradient needs: see `_forward`."""
-    copies, time, rows, width = *drive.shape[:3], memory.shape[-1]
-    before, after = drive.new_empty(2, copies, time, rows, width)
-    seen = drive.new_empty(copies, time, rows, 4 * width)
-    recalled = drive.new_empty(copies, rows, 3 * width)
-    torch.mul(memory, keep[0].unsqueeze(-1), out=before[:, 0])
-    tensors = (drive, weight, bias, keep, recalled, seen, after, before)
-    _forward(*(x.detach().contiguous().numpy() for x in tensors))
-    return after, seen, before
+def _forth(
+    x: Tensor, memory: Tensor, keep: Tensor, crew: Crew | None, parameters: Sequence[Tensor], on_tape: bool
+) -> tuple[Tensor, Tensor]:
+    """Memory after each step, and what its gradient needs: see `_forward`."""
+    copies, time, rows, width = *x.shape[:3], memory.shape[-1]
+    sizes, starts = _layout(parameters)
+    columns, most = int(starts[-1]), min(rows, CHUNK)
+    parts = _parts(copies, time, rows, sizes)
+    after = x.new_empty(copies, time, rows, width)
+    tape = x.new_empty(copies * rows * time * columns if on_tape else 0)
+    scratch = x.new_empty(len(parts), most * (6 * width + (0 if on_tape else columns)))
+    x, memory, keep = _dense(x), _dense(memory).unsqueeze(1), keep.contiguous()
+    given = _place(x), _place(memory), keep.data_ptr(), addresses_of(parameters)
+    places = [(after.data_ptr(), tape.data_ptr(), one.data_ptr()) for one in scratch]
+
+    def play_part(k: int) -> None:
+        _forward(*given, sizes, starts, (time, rows), parts[k], places[k], on_tape)
+
+    _share(play_part, len(parts), crew)
+    return after, tape
 
 
 class _Compiled(torch.autograd.Function):
-    """`plain`, with loops compiled by numba."""
+    """`Gru.forward`, compiled."""
 
     @staticmethod
-    def forward(ctx: Any, drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Tensor) -> Tensor:
-        after, seen, before = _unroll(drive, memory, weight, bias, keep)
-        ctx.save_for_backward(seen, before, weight, keep)
+    def forward(ctx: Any, x: Tensor, memory: Tensor, keep: Tensor, crew: Crew | None, *parameters: Tensor) -> Tensor:
+        after, tape = _forth(x, memory, keep, crew, parameters, on_tape=True)
+        ctx.save_for_backward(tape, keep, *parameters)
+        ctx.crew, ctx.shape = crew, x.shape
         return after
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        seen, before, weight, keep = ctx.saved_tensors
-        copies, time, rows, width = before.shape
-        to_drive, to_own = seen.new_empty(copies, time, rows, 3 * width), seen.new_empty(_steps(rows), rows, width)
-        carry, to_weight, to_bias = (
-            seen.new_zeros(copies, n, w) for n, w in ((rows, width), (width, 3 * width), (1, 3 * width))
-        )
-        tensors = (grad, weight.transpose(1, 2), seen, before, keep, carry, to_drive, to_own, to_weight, to_bias)
-        _backward(*(x.contiguous().numpy() for x in tensors))
-        return to_drive, carry * keep[0].unsqueeze(-1), to_weight, to_bias, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tape, keep, *parameters = ctx.saved_tensors
+        copies, time, rows, _ = ctx.shape
+        (sizes, starts), grad, keep = _layout(parameters), grad.contiguous(), keep.contiguous()
+        width = int(sizes[-1, 0])
+        parts = _parts(copies, time, rows, sizes)
+        found = [[torch.zeros_like(tensor) for tensor in parameters] for _ in parts]
+        to_x = grad.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
+        to_memory = grad.new_empty(copies, rows, width)
+        window = max(BLOCK, CHUNK)
+        turned = int(sizes.prod(1).sum())
+        scratch = grad.new_empty(len(parts), window * (5 * width + 2 * int(sizes.max())) + turned)
+        given = grad.data_ptr(), keep.data_ptr(), addresses_of(parameters)
+        to_inputs = 0 if to_x is None else to_x.data_ptr()
+        tables = [addresses_of(one) for one in found]
+        places = [(tape.data_ptr(), to_inputs, to_memory.data_ptr(), one.data_ptr()) for one in scratch]
+
+        def pull_part(k: int) -> None:
+            _backward(*given, tables[k], sizes, starts, (time, rows), parts[k], places[k])
+
+        _share(pull_part, len(parts), ctx.crew)
+        for one in found[1:]:
+            torch._foreach_add_(found[0], one)
+        return to_x, to_memory, None, None, *found[0]
 
 
-def _steps(rows: int) -> int:
-    """Whose gradients are gathered before they are multiplied, as long as they lie in the cache."""
-    return max(BLOCK // max(rows, 1), 1)
+def _layout(parameters: Sequence[Tensor]) -> tuple[Numbers, Numbers]:
+    """Inputs and outputs of each layer, of which the last two are the unit's; and what is on the tape (see `_forward`).
+
+    The latter is where the inputs of each layer begin, what `_cell` fills, and the end, in numbers of one row and step.
+    """
+    sizes = np.array([weight.shape[1:] for weight in parameters[::2]], np.int64)
+    return sizes, np.array([0, *sizes[:, 0], 4 * sizes[-1, 0]]).cumsum()
+
+
+def _parts(copies: int, time: int, rows: int, sizes: Numbers) -> list[tuple[int, int]]:
+    """Which chunks (of all copies, numbered) are computed together, by how much work there is."""
+    chunks = copies * _chunks(rows)
+    count = min(max(int(copies * time * rows * sizes.prod(1).sum()) // PART, 1), chunks)
+    return [(chunks * k // count, chunks * (k + 1) // count) for k in range(count)]
+
+
+def _chunks(rows: int) -> int:
+    return max((rows + CHUNK - 1) // CHUNK, 1)
+
+
+def _share(work: Callable[[int], None], count: int, crew: Crew | None) -> None:
+    if crew is None:
+        for k in range(count):
+            work(k)
+    else:
+        crew.map(work, range(count))
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Its rows' numbers side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _place(x: Tensor) -> Places:
+    """Where `[copies, time, rows, size]` lies: address, bytes from copy to copy, step to step and row to row."""
+    return x.data_ptr(), x.stride(0) * 4, x.stride(1) * 4, x.stride(2) * 4
 
 
 @njit(inline="always", fastmath=True)
@@ -161,81 +245,195 @@ def _cell(x: Any, u: Any, h: Any, s: Any, out: Any) -> None:
 
 @jit(product, perceptron, elementary, fastmath=True)
 def _forward(
-    drive: Array,
-    weight: Array,
-    bias: Array,
-    keep: Array,
-    recalled: Array,
-    seen: Array,
-    after: Array,
-    before: Array,
+    x: Places,
+    memory: Places,
+    keep: int,
+    parameters: Numbers,
+    sizes: Numbers,
+    starts: Numbers,
+    sequence: tuple[int, int],
+    part: tuple[int, int],
+    places: tuple[int, int, int],
+    on_tape: bool,
 ) -> None:
-    """Fills `seen` (see `_cell`) and `after`, and `before` but for its first step."""
-    one = np.float32(1.0)
-    copies, time, rows, width = after.shape
-    for t in range(time):
-        for c in range(copies):
-            affine(before[c, t], weight[c], bias[c], recalled[c], NOTHING)
-            for i in range(rows):
-                out = after[c, t, i]
-                _cell(drive[c, t, i], recalled[c, i], before[c, t, i], seen[c, t, i], out)
-                if t + 1 < time:
-                    kept = one if keep[t + 1, i] else np.float32(0.0)
-                    following = before[c, t + 1, i]
-                    for j in range(width):
-                        following[j] = kept * out[j]
+    """Fills `places`: memory after each step, and the tape; the last is scratch.
+
+    Rows are computed in chunks, each from the first step to the last. On the tape, each chunk has the inputs of all
+    layers one after the other, and what `_cell` fills, `[time, rows of the chunk, ...]`.
+    """
+    out, tape, scratch = places
+    time, rows = sequence
+    layers, width = len(sizes), sizes[-1, 0]
+    chunks, columns = max((rows + CHUNK - 1) // CHUNK, 1), starts[-1]
+    most = min(rows, CHUNK)
+    drive, recalled = scratch, scratch + 12 * most * width
+    length = time if on_tape else 1
+    for q in range(part[0], part[1]):
+        c, i = q // chunks, q % chunks
+        low = rows * i // chunks
+        count = rows * (i + 1) // chunks - low
+        here = tape + 4 * columns * time * (c * rows + low) if on_tape else scratch + 24 * most * width
+        for t in range(time):
+            line = t * count if on_tape else 0
+            place = here + 4 * line * sizes[0, 0]
+            for j in range(count):
+                row = at(place + 4 * j * sizes[0, 0], 1, sizes[0, 0])[0]
+                row[:] = at(x[0] + c * x[1] + t * x[2] + (low + j) * x[3], 1, sizes[0, 0])[0]
+            for k in range(layers - 1):
+                weight, bias = _layer(parameters, sizes, k, c)
+                after = here + 4 * (length * count * starts[k + 1] + line * sizes[k + 1, 0])
+                after, floor = (after, RELU) if k < layers - 2 else (drive, NOTHING)
+                given = _matrix(place, count, sizes[k, 0], sizes[k, 0])
+                affine(given, weight, bias, _matrix(after, count, sizes[k, 1], sizes[k, 1]), floor)
+                place = after
+            known = here + 4 * (length * count * starts[layers - 1] + line * width)
+            for j in range(count):
+                before = memory[0] + c * memory[1] + (low + j) * memory[3]
+                if t:
+                    before = out + 4 * width * ((c * time + t - 1) * rows + low + j)
+                factor, before = at(keep, time, rows)[t, low + j], at(before, 1, width)[0]
+                row = at(known + 4 * width * j, 1, width)[0]
+                for n in range(width):
+                    row[n] = factor * before[n]
+            weight, bias = _layer(parameters, sizes, layers - 1, c)
+            affine(
+                _matrix(known, count, width, width),
+                weight,
+                bias,
+                _matrix(recalled, count, 3 * width, 3 * width),
+                NOTHING,
+            )
+            seen = here + 4 * (length * count * starts[layers] + line * 4 * width)
+            for j in range(count):
+                after = out + 4 * width * ((c * time + t) * rows + low + j)
+                _cell(
+                    at(drive + 12 * width * j, 1, 3 * width)[0],
+                    at(recalled + 12 * width * j, 1, 3 * width)[0],
+                    at(known + 4 * width * j, 1, width)[0],
+                    at(seen + 16 * width * j, 1, 4 * width)[0],
+                    at(after, 1, width)[0],
+                )
 
 
 @jit(product, perceptron, elementary, fastmath=True)
 def _backward(
-    grad: Array,
-    turned: Array,
-    seen: Array,
-    before: Array,
-    keep: Array,
-    carry: Array,
-    to_drive: Array,
-    to_own: Array,
-    to_weight: Array,
-    to_bias: Array,
+    grad: int,
+    keep: int,
+    parameters: Numbers,
+    found: Numbers,
+    sizes: Numbers,
+    starts: Numbers,
+    sequence: tuple[int, int],
+    part: tuple[int, int],
+    places: tuple[int, int, int, int],
 ) -> None:
-    """From the gradient of `after` to those of `drive`, of weight and bias.
+    """From the gradient of memory after each step, `[copies, time, rows, width]`: adds to those of the parameters.
 
-    `turned` is the weight, transposed. `carry` is the gradient of a step's memory, from 0 after the last step to what
-    is left before the first. What is recalled has the gradient of `drive`, but for n's part: that is `to_own`, of the
-    last few steps.
+    `places`: the tape, the gradient of x or 0, that of the first memory, scratch. `carry` is the gradient of a step's
+    memory, from 0 after the last step to what is left before the first. What is recalled has the gradient of the drive,
+    but for n's part: that is `to_own`. Both are gathered for some steps before they are multiplied.
     """
-    one, steps = np.float32(1.0), len(to_own)
-    copies, time, rows, width = before.shape
-    for c in range(copies):
-        for back in range(time):
-            t = time - 1 - back
-            for i in range(rows):
-                s, h, g, later = seen[c, t, i], before[c, t, i], grad[c, t, i], carry[c, i]
-                to_x, to_u, total = to_drive[c, t, i], to_own[t % steps, i], to_bias[c, 0]
-                kept = one if t + 1 < time and keep[t + 1, i] else np.float32(0.0)
-                for j in range(width):
-                    r, z, n, own = s[j], s[width + j], s[2 * width + j], s[3 * width + j]
-                    here = g[j] + kept * later[j]
-                    to_n = here * (one - z) * (one - n * n)
-                    to_x[j] = to_n * own * r * (one - r)
-                    to_x[width + j] = here * (h[j] - n) * z * (one - z)
-                    to_x[2 * width + j] = to_n
-                    to_u[j] = to_n * r
-                    later[j] = here * z  # what reaches the memory before past the product
-                for j in range(2 * width):
-                    total[j] += to_x[j]
-                for j in range(width):
-                    total[2 * width + j] += to_u[j]
-            accumulate(to_drive[c, t, :, : 2 * width], turned[c, : 2 * width], carry[c])
-            accumulate(to_own[t % steps], turned[c, 2 * width :], carry[c])
-            if t % steps == 0:
-                count = min(steps, time - t) * rows
-                recalled = before[c].reshape(time * rows, width)[t * rows : t * rows + count].T
-                to_gates = to_drive[c].reshape(time * rows, 3 * width)[t * rows : t * rows + count, : 2 * width]
-                to_n_part = to_own.reshape(steps * rows, width)[:count]
-                accumulate(recalled, to_gates, to_weight[c, :, : 2 * width])
-                accumulate(recalled, to_n_part, to_weight[c, :, 2 * width :])
+    tape, to_x, to_memory, scratch = places
+    time, rows = sequence
+    layers, width = len(sizes), sizes[-1, 0]
+    chunks, columns = max((rows + CHUNK - 1) // CHUNK, 1), starts[-1]
+    room, one = max(BLOCK, CHUNK), np.float32(1.0)
+    to_drive, to_own = scratch, scratch + 12 * room * width
+    carry = to_own + 4 * room * width
+    spare = carry + 4 * room * width
+    turned = spare + 8 * room * sizes.max()
+    copy = -1
+    for q in range(part[0], part[1]):
+        c, i = q // chunks, q % chunks
+        low = rows * i // chunks
+        count = rows * (i + 1) // chunks - low
+        if c != copy:
+            copy, place = c, turned
+            for k in range(layers):
+                if k or to_x:
+                    turn(_layer(parameters, sizes, k, c)[0], at(place, sizes[k, 1], sizes[k, 0]))
+                place += 4 * sizes[k, 0] * sizes[k, 1]
+        back = turned + 4 * (sizes[: layers - 1, 0] * sizes[: layers - 1, 1]).sum()
+        here = tape + 4 * columns * time * (c * rows + low)
+        at(carry, 1, count * width)[:] = np.float32(0.0)
+        steps, stop = max(BLOCK // max(count, 1), 1), time
+        while stop > 0:
+            start = max(stop - steps, 0)
+            for t in range(stop - 1, start - 1, -1):
+                first = (t - start) * count
+                for j in range(count):
+                    line = t * count + j
+                    s = at(here + 4 * (time * count * starts[layers] + line * 4 * width), 1, 4 * width)[0]
+                    h = at(here + 4 * (time * count * starts[layers - 1] + line * width), 1, width)[0]
+                    g = at(grad + 4 * width * ((c * time + t) * rows + low + j), 1, width)[0]
+                    later = at(carry + 4 * width * j, 1, width)[0]
+                    to_gates = at(to_drive + 12 * width * (first + j), 1, 3 * width)[0]
+                    to_u = at(to_own + 4 * width * (first + j), 1, width)[0]
+                    kept = at(keep, time, rows)[t + 1, low + j] if t + 1 < time else one
+                    for n in range(width):
+                        later[n] = g[n] + kept * later[n]
+                    for n in range(width):
+                        z, new = s[width + n], s[2 * width + n]
+                        to_gates[width + n] = later[n] * (h[n] - new) * z * (one - z)
+                        to_gates[2 * width + n] = later[n] * (one - z) * (one - new * new)
+                        later[n] *= z  # what reaches the memory before past the product
+                    for n in range(width):
+                        r = s[n]
+                        to_u[n] = to_gates[2 * width + n] * r
+                        to_gates[n] = to_u[n] * s[3 * width + n] * (one - r)
+                gates = _matrix(to_drive + 12 * width * first, count, 2 * width, 3 * width)
+                own = _matrix(to_own + 4 * width * first, count, width, width)
+                to_before = _matrix(carry, count, width, width)
+                accumulate(gates, _matrix(back, 2 * width, width, width), to_before)
+                accumulate(own, _matrix(back + 8 * width * width, width, width, width), to_before)
+            many, line = (stop - start) * count, start * count
+            known = _matrix(here + 4 * (time * count * starts[layers - 1] + line * width), many, width, width)
+            gates, own = _matrix(to_drive, many, 2 * width, 3 * width), _matrix(to_own, many, width, width)
+            to_weight, to_bias = _layer(found, sizes, layers - 1, c)
+            accumulate(known.T, gates, to_weight[:, : 2 * width])
+            accumulate(known.T, own, to_weight[:, 2 * width :])
+            add_rows(gates, to_bias)
+            add_rows(own, to_bias[:, 2 * width :])
+            now, place = to_drive, back
+            for k in range(layers - 2, -1, -1):
+                inner, outer = sizes[k, 0], sizes[k, 1]
+                place -= 4 * inner * outer
+                before = _matrix(here + 4 * (time * count * starts[k] + line * inner), many, inner, inner)
+                to_after = _matrix(now, many, outer, outer)
+                to_weight, to_bias = _layer(found, sizes, k, c)
+                accumulate(before.T, to_after, to_weight)
+                add_rows(to_after, to_bias)
+                now = spare + 4 * room * sizes.max() * (k % 2)
+                if k:
+                    gated(to_after, _matrix(place, outer, inner, inner), before, _matrix(now, many, inner, inner))
+                elif to_x:
+                    multiply(to_after, _matrix(place, outer, inner, inner), _matrix(now, many, inner, inner))
+                    for j in range(many):
+                        t, row = start + j // count, low + j % count
+                        inputs = at(to_x + 4 * inner * ((c * time + t) * rows + row), 1, inner)[0]
+                        inputs[:] = at(now + 4 * inner * j, 1, inner)[0]
+            stop = start
+        for j in range(count):
+            first = at(to_memory + 4 * width * (c * rows + low + j), 1, width)[0]
+            later = at(carry + 4 * width * j, 1, width)[0]
+            kept = at(keep, time, rows)[0, low + j]
+            for n in range(width):
+                first[n] = kept * later[n]
+
+
+@njit(inline="always")
+def _matrix(address: Any, rows: Any, columns: Any, wide: Any) -> Any:
+    """Rows `wide` apart; of one type whatever their distance, so that one product is compiled for all."""
+    return as_strided(at(address, 1, 1), (rows, columns), (4 * wide, 4))
+
+
+@njit(inline="always")
+def _layer(parameters: Any, sizes: Any, k: Any, copy: Any) -> Any:
+    """Weight and bias of a copy's layer."""
+    return (
+        _matrix(parameters[k, 0] + copy * parameters[k, 1], sizes[k, 0], sizes[k, 1], sizes[k, 1]),
+        _matrix(parameters[k, 2] + copy * parameters[k, 3], 1, sizes[k, 1], sizes[k, 1]),
+    )
 
 
 @jit(product, perceptron, elementary, fastmath=True)

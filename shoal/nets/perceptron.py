@@ -191,7 +191,7 @@ def some_rows(x: Any, copy: Any, low: Any, count: Any, columns: Any) -> Any:
 
 
 @njit(inline="always")
-def _turn(x: Any, out: Any) -> None:
+def turn(x: Any, out: Any) -> None:
     """out = x', transposed, a square after the other, of which every line of the cache is met once."""
     rows, columns = x.shape
     for low in range(0, rows, 16):
@@ -233,7 +233,7 @@ def _forward(
                 elif widths[layers] < NARROW:
                     after = at(scratch, count, widths[layers])
                     affine(before, weight, bias, after, NOTHING)
-                    _turn(after, at(out + 4 * c * rows * widths[layers], widths[layers], rows)[:, low : low + count])
+                    turn(after, at(out + 4 * c * rows * widths[layers], widths[layers], rows)[:, low : low + count])
                 else:
                     after = at(out + 4 * (c * rows + low) * widths[layers], count, widths[layers])
                     affine(before, weight, bias, after, NOTHING)
@@ -260,7 +260,7 @@ def _backward(
         for k in range(layers):
             inner, width = widths[k], widths[k + 1]
             if k or to_x:
-                _turn(at(parameters[k, 0] + c * parameters[k, 1], inner, width), at(turned, width, inner))
+                turn(at(parameters[k, 0] + c * parameters[k, 1], inner, width), at(turned, width, inner))
             if asked:
                 at(found[k, 2] + c * found[k, 3], 1, width)[:] = RELU
             turned += 4 * inner * width
@@ -271,10 +271,7 @@ def _backward(
             here = some_rows(grad, c, low, count, widths[layers])
             if asked:
                 to_bias = at(found[layers - 1, 2] + c * found[layers - 1, 3], 1, widths[layers])
-                if narrow:
-                    _add_rows(here, to_bias)
-                else:  # contiguous, and compiled as such
-                    _add_rows(at(grad[0] + c * grad[1] + low * grad[2], count, widths[layers]), to_bias)
+                add_rows(here, to_bias)
             outputs, weights = hidden + 4 * copies * rows * widths[1:layers].sum(), turned
             for back in range(layers):
                 k = layers - 1 - back
@@ -293,13 +290,13 @@ def _backward(
                     after = at(scratch + room * (k % 2), count, inner)
                     gated(here, at(weights, width, inner), before, after)
                     if asked:
-                        _add_rows(after, at(found[k - 1, 2] + c * found[k - 1, 3], 1, inner))
+                        add_rows(after, at(found[k - 1, 2] + c * found[k - 1, 3], 1, inner))
                     here = after[:, :inner]
                 elif to_x:
                     to_rows = at(to_x + 4 * (c * rows + low) * inner, count, inner)
                     multiply(here, at(weights, width, inner), to_rows)
         if asked and narrow:
-            _turn(to_narrow, at(found[layers - 1, 0] + c * found[layers - 1, 1], widths[layers - 1], widths[layers]))
+            turn(to_narrow, at(found[layers - 1, 0] + c * found[layers - 1, 1], widths[layers - 1], widths[layers]))
 
 
 @njit(inline="always")
@@ -312,8 +309,15 @@ def _add(a: Any, b: Any, total: Any, before: Any) -> None:
 
 
 @njit(inline="always")
-def _add_rows(x: Any, total: Any) -> None:
+def add_rows(x: Any, total: Any) -> None:
     """To `total`, `[1, columns]`, all rows of `x`."""
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            total[0, j] += x[i, j]
+    if x.strides[1] == 4:  # contiguous, and compiled as such
+        into = at(total.ctypes.data, 1, x.shape[1])[0]
+        for i in range(x.shape[0]):
+            row = at(x.ctypes.data + i * x.strides[0], 1, x.shape[1])[0]
+            for j in range(x.shape[1]):
+                into[j] += row[j]
+    else:
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                total[0, j] += x[i, j]
