@@ -13,27 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
-from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, nn
 
-from shoal import elementary
+from shoal import elementary, pointers
 from shoal.elementary import tanh
 from shoal.jit import jit
 from shoal.nets import perceptron, product
-from shoal.nets.perceptron import (
-    BLOCK,
-    RELU,
-    Layers,
-    Numbers,
-    Places,
-    add_rows,
-    addresses_of,
-    at,
-    place_of,
-    some_rows,
-    turn,
-)
+from shoal.nets.perceptron import BLOCK, RELU, add_rows, turn
 from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
+from shoal.pointers import Layers, Numbers, Places, addresses_of, at, layer, matrix, place_of, some_rows
 from shoal.threads import Crew
 
 CHUNK = 24
@@ -86,7 +74,7 @@ class Gru(nn.Module):
         layers = [*before, *perceptron.of(self.layers, some)]
         kept = torch.ones(x.shape[1:3], device=x.device) if keep is None else keep.to(torch.float32)
         if perceptron.fits(x.flatten(1, 2), layers) and memory.dtype == x.dtype:
-            flat = [tensor for layer in layers for tensor in layer]
+            flat = [tensor for pair in layers for tensor in pair]
             if torch.is_grad_enabled():
                 after: Tensor = _Compiled.apply(x, memory, kept, crew, *flat)
                 return after
@@ -243,7 +231,7 @@ def _cell(x: Any, u: Any, h: Any, s: Any, out: Any) -> None:
         out[j] = n[j] + z[j] * (h[j] - n[j])
 
 
-@jit(product, perceptron, elementary, fastmath=True)
+@jit(product, perceptron, elementary, pointers, fastmath=True)
 def _forward(
     x: Places,
     memory: Places,
@@ -280,11 +268,11 @@ def _forward(
                 row = at(place + 4 * j * sizes[0, 0], 1, sizes[0, 0])[0]
                 row[:] = at(x[0] + c * x[1] + t * x[2] + (low + j) * x[3], 1, sizes[0, 0])[0]
             for k in range(layers - 1):
-                weight, bias = _layer(parameters, sizes, k, c)
+                weight, bias = layer(parameters, sizes, k, c)
                 after = here + 4 * (length * count * starts[k + 1] + line * sizes[k + 1, 0])
                 after, floor = (after, RELU) if k < layers - 2 else (drive, NOTHING)
-                given = _matrix(place, count, sizes[k, 0], sizes[k, 0])
-                affine(given, weight, bias, _matrix(after, count, sizes[k, 1], sizes[k, 1]), floor)
+                given = matrix(place, count, sizes[k, 0], sizes[k, 0])
+                affine(given, weight, bias, matrix(after, count, sizes[k, 1], sizes[k, 1]), floor)
                 place = after
             known = here + 4 * (length * count * starts[layers - 1] + line * width)
             for j in range(count):
@@ -295,12 +283,12 @@ def _forward(
                 row = at(known + 4 * width * j, 1, width)[0]
                 for n in range(width):
                     row[n] = factor * before[n]
-            weight, bias = _layer(parameters, sizes, layers - 1, c)
+            weight, bias = layer(parameters, sizes, layers - 1, c)
             affine(
-                _matrix(known, count, width, width),
+                matrix(known, count, width, width),
                 weight,
                 bias,
-                _matrix(recalled, count, 3 * width, 3 * width),
+                matrix(recalled, count, 3 * width, 3 * width),
                 NOTHING,
             )
             seen = here + 4 * (length * count * starts[layers] + line * 4 * width)
@@ -315,7 +303,7 @@ def _forward(
                 )
 
 
-@jit(product, perceptron, elementary, fastmath=True)
+@jit(product, perceptron, elementary, pointers, fastmath=True)
 def _backward(
     grad: int,
     keep: int,
@@ -351,7 +339,7 @@ def _backward(
             copy, place = c, turned
             for k in range(layers):
                 if k or to_x:
-                    turn(_layer(parameters, sizes, k, c)[0], at(place, sizes[k, 1], sizes[k, 0]))
+                    turn(layer(parameters, sizes, k, c)[0], at(place, sizes[k, 1], sizes[k, 0]))
                 place += 4 * sizes[k, 0] * sizes[k, 1]
         back = turned + 4 * (sizes[: layers - 1, 0] * sizes[: layers - 1, 1]).sum()
         here = tape + 4 * columns * time * (c * rows + low)
@@ -381,15 +369,15 @@ def _backward(
                         r = s[n]
                         to_u[n] = to_gates[2 * width + n] * r
                         to_gates[n] = to_u[n] * s[3 * width + n] * (one - r)
-                gates = _matrix(to_drive + 12 * width * first, count, 2 * width, 3 * width)
-                own = _matrix(to_own + 4 * width * first, count, width, width)
-                to_before = _matrix(carry, count, width, width)
-                accumulate(gates, _matrix(back, 2 * width, width, width), to_before)
-                accumulate(own, _matrix(back + 8 * width * width, width, width, width), to_before)
+                gates = matrix(to_drive + 12 * width * first, count, 2 * width, 3 * width)
+                own = matrix(to_own + 4 * width * first, count, width, width)
+                to_before = matrix(carry, count, width, width)
+                accumulate(gates, matrix(back, 2 * width, width, width), to_before)
+                accumulate(own, matrix(back + 8 * width * width, width, width, width), to_before)
             many, line = (stop - start) * count, start * count
-            known = _matrix(here + 4 * (time * count * starts[layers - 1] + line * width), many, width, width)
-            gates, own = _matrix(to_drive, many, 2 * width, 3 * width), _matrix(to_own, many, width, width)
-            to_weight, to_bias = _layer(found, sizes, layers - 1, c)
+            known = matrix(here + 4 * (time * count * starts[layers - 1] + line * width), many, width, width)
+            gates, own = matrix(to_drive, many, 2 * width, 3 * width), matrix(to_own, many, width, width)
+            to_weight, to_bias = layer(found, sizes, layers - 1, c)
             accumulate(known.T, gates, to_weight[:, : 2 * width])
             accumulate(known.T, own, to_weight[:, 2 * width :])
             add_rows(gates, to_bias)
@@ -398,16 +386,16 @@ def _backward(
             for k in range(layers - 2, -1, -1):
                 inner, outer = sizes[k, 0], sizes[k, 1]
                 place -= 4 * inner * outer
-                before = _matrix(here + 4 * (time * count * starts[k] + line * inner), many, inner, inner)
-                to_after = _matrix(now, many, outer, outer)
-                to_weight, to_bias = _layer(found, sizes, k, c)
+                before = matrix(here + 4 * (time * count * starts[k] + line * inner), many, inner, inner)
+                to_after = matrix(now, many, outer, outer)
+                to_weight, to_bias = layer(found, sizes, k, c)
                 accumulate(before.T, to_after, to_weight)
                 add_rows(to_after, to_bias)
                 now = spare + 4 * room * sizes.max() * (k % 2)
                 if k:
-                    gated(to_after, _matrix(place, outer, inner, inner), before, _matrix(now, many, inner, inner))
+                    gated(to_after, matrix(place, outer, inner, inner), before, matrix(now, many, inner, inner))
                 elif to_x:
-                    multiply(to_after, _matrix(place, outer, inner, inner), _matrix(now, many, inner, inner))
+                    multiply(to_after, matrix(place, outer, inner, inner), matrix(now, many, inner, inner))
                     for j in range(many):
                         t, row = start + j // count, low + j % count
                         inputs = at(to_x + 4 * inner * ((c * time + t) * rows + row), 1, inner)[0]
@@ -421,22 +409,7 @@ def _backward(
                 first[n] = kept * later[n]
 
 
-@njit(inline="always")
-def _matrix(address: Any, rows: Any, columns: Any, wide: Any) -> Any:
-    """Rows `wide` apart; of one type whatever their distance, so that one product is compiled for all."""
-    return as_strided(at(address, 1, 1), (rows, columns), (4 * wide, 4))
-
-
-@njit(inline="always")
-def _layer(parameters: Any, sizes: Any, k: Any, copy: Any) -> Any:
-    """Weight and bias of a copy's layer."""
-    return (
-        _matrix(parameters[k, 0] + copy * parameters[k, 1], sizes[k, 0], sizes[k, 1], sizes[k, 1]),
-        _matrix(parameters[k, 2] + copy * parameters[k, 3], 1, sizes[k, 1], sizes[k, 1]),
-    )
-
-
-@jit(product, perceptron, elementary, fastmath=True)
+@jit(product, perceptron, elementary, pointers, fastmath=True)
 def _play(
     x: Places,
     memory: Places,

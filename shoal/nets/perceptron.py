@@ -12,27 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import carray, njit, types
-from numba.extending import intrinsic
-from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
+from numba import njit
 from torch import Tensor
 
+from shoal import pointers
 from shoal.jit import jit
 from shoal.nets import product
 from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
+from shoal.pointers import Layers, Numbers, Places, addresses_of, at, place_of, some_rows
 
 BLOCK = 192
 """Rows that go through all layers together: activations and weights of 64 to 256 units stay in the second cache."""
 NARROW = 16
 """Columns below which outputs lie by columns, as losses over actions want them."""
 RELU = np.float32(0.0)
-
-Layers = Sequence[tuple[Tensor, Tensor]]
-Numbers = NDArray[np.int64]
-Places = tuple[int, int, int, int]
-"""An address, and the bytes from copy to copy, from row to row and from column to column."""
 
 
 def fits(x: Tensor, layers: Layers) -> bool:
@@ -139,17 +132,6 @@ def _forth(x: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[Tensor,
     return out.transpose(1, 2) if narrow else out, x, hidden
 
 
-def place_of(x: Tensor) -> Places:
-    """Where it lies, for what is compiled."""
-    copy, row, column = x.stride()
-    return x.data_ptr(), copy * 4, row * 4, column * 4
-
-
-def addresses_of(parameters: Sequence[Tensor]) -> Numbers:
-    """Of each layer's weight, from copy to copy of it, and the same of its bias."""
-    return np.array([n for t in parameters for n in (t.data_ptr(), t.stride(0) * 4)], np.int64).reshape(-1, 4)
-
-
 class _Perceptron(torch.autograd.Function):
     """From the input and every layer's weight and bias to the output."""
 
@@ -168,28 +150,6 @@ class _Perceptron(torch.autograd.Function):
         return to_x, *found
 
 
-@intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
-    """An address as a pointer to float32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], ir.PointerType(ir.FloatType()))
-
-    return types.CPointer(types.float32)(types.int64), codegen
-
-
-@njit(inline="always")
-def at(address: Any, rows: Any, columns: Any) -> Any:
-    """The array `[rows, columns]` that lies there."""
-    return carray(_pointer(address), (rows, columns))
-
-
-@njit(inline="always")
-def some_rows(x: Any, copy: Any, low: Any, count: Any, columns: Any) -> Any:
-    """Some rows of a copy of what `place_of` describes."""
-    return as_strided(at(x[0] + copy * x[1] + low * x[2], 1, 1), (count, columns), (x[2], x[3]))
-
-
 @njit(inline="always")
 def turn(x: Any, out: Any) -> None:
     """out = x', transposed, a square after the other, of which every line of the cache is met once."""
@@ -201,7 +161,7 @@ def turn(x: Any, out: Any) -> None:
                     out[j, i] = x[i, j]
 
 
-@jit(product)
+@jit(product, pointers)
 def _forward(
     x: Places,
     parameters: Numbers,
@@ -239,7 +199,7 @@ def _forward(
                     affine(before, weight, bias, after, NOTHING)
 
 
-@jit(product)
+@jit(product, pointers)
 def _backward(
     x: Places,
     grad: Places,
