@@ -101,8 +101,10 @@ def empty(space: Action, shape: tuple[int, ...]) -> Tensor:
 def random(space: Action, legal: Tensor, generator: torch.Generator) -> Tensor:
     """Uniformly random legal actions; leading axes from `legal` (`[..., agent, size or 0]`)."""
     if isinstance(space, Discrete):
+        luck = torch.rand(legal.shape[:-1], generator=generator, device=legal.device)
         if not legal.shape[-1]:
-            return torch.randint(space.size, legal.shape[:-1], generator=generator, device=legal.device)
-        logits = torch.zeros((*legal.shape[:-1], space.size), device=legal.device)
-        return best(mask_logits(logits + gumbel_like(logits, generator), legal))
+            return (luck * space.size).long().clamp_(max=space.size - 1)
+        count = legal.cumsum(-1)  # the first of them at which as many legal ones have been passed
+        number = (luck * count[..., -1]).long().minimum(count[..., -1] - 1)
+        return (count <= number.unsqueeze(-1)).sum(-1).clamp_(max=space.size - 1)
     return torch.empty((*legal.shape[:-1], space.size), device=legal.device).uniform_(-1, 1, generator=generator)

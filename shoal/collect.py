@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal import tree
+from shoal import roll, tree
 from shoal.replay import allocate
-from shoal.types import Batch, Groups, Policy, Stateful, Step, Tree, VecEnv, View
+from shoal.types import Batch, Compiled, Groups, Playable, Policy, Stateful, Step, Tree, VecEnv, View
 
 
 class Episodes:
@@ -36,6 +41,32 @@ class Episodes:
             total[step.ended] = 0.0
         return finished
 
+    def add_all(self, rollout: Batch) -> tuple[Groups, Tensor] | None:
+        """The same of all steps of a rollout: returns and lengths of the episodes that ended; or None."""
+        ended = rollout.ended.numpy()
+        count = int(ended.sum())
+        found: Groups = {}
+        for name, total in self.sums.items():
+            found[name] = torch.empty(count, total.shape[1])
+            _episodes(rollout.groups[name].reward.numpy(), ended, total.numpy(), found[name].numpy())
+        lengths = torch.empty(count, 1)
+        _episodes(np.ones((*ended.shape, 1), np.float32), ended, self.lengths.unsqueeze(1).numpy(), lengths.numpy())
+        return (found, lengths.squeeze(1).long()) if count else None
+
+
+@njit(cache=True)
+def _episodes(reward: Any, ended: NDArray[np.bool_], total: Any, found: Any) -> None:
+    """Adds `[time, env, agent]` to `total`, which goes to the next row of `found` and begins anew where one ended."""
+    row = 0
+    for t in range(ended.shape[0]):
+        for e in range(ended.shape[1]):
+            for i in range(total.shape[1]):
+                total[e, i] += reward[t, e, i]
+            if ended[t, e]:
+                found[row] = total[e]
+                total[e] = 0
+                row += 1
+
 
 class LocalCollector:
     """Plays `policy` in `env` with exploration and copies what happened into a rollout `[time, env, ...]`.
@@ -54,6 +85,7 @@ class LocalCollector:
         self.cut = torch.zeros(env.num_envs, dtype=torch.bool)
         """Whose episode turned out to be cut off before the first step of the latest rollout."""
         self.acting_seconds = 0.0
+        """The environments' time as well, where `compiled`."""
         self.env_seconds = 0.0
 
     def enter(self, policy: Policy, env: VecEnv, num_steps: int, seed: int) -> None:
@@ -66,15 +98,54 @@ class LocalCollector:
         self.rows = [tree.index(self.rollout, t) for t in range(num_steps)]
         self.present = {n: torch.ones(env.num_envs, g.num_agents, dtype=torch.bool) for n, g in env.spec.groups.items()}
         self.episodes = Episodes(env)
+        self.compiled = self._compile(policy, env)
+
+    def _compile(self, policy: Policy, env: VecEnv) -> Callable[[], None] | None:
+        """A rollout without Python between its steps, where environments and policy can be played so."""
+        if not (isinstance(env, Compiled) and isinstance(policy, Playable)):
+            return None
+        player = policy.compiled_player(env, self.memory, self.num_steps)
+        if player is None:
+            return None
+        recorder = roll.Recorder(self.rollout, env.inputs, env.result, self.memory, self.start_memory)
+        show, keep = roll.functions()
+
+        def play(part: int) -> None:
+            low, high = player.edges[part : part + 2]
+            functions = show.address, player.address, keep.address
+            env.play(low, high, (self.num_steps, *functions, recorder.address, player.tables[part]))
+
+        def rollout() -> None:
+            player.prepare()
+            player.share(play)
+
+        return rollout
 
     def collect(self) -> Batch:
         """The next `num_steps` steps of every environment."""
         self.cut.zero_()
         before = len(self.finished)
-        for t in range(self.num_steps):
-            self._step(t)
+        if self.compiled is None:
+            for t in range(self.num_steps):
+                self._step(t)
+        else:
+            self._roll(self.compiled)
         self.latest = self.finished[before:]
         return self.rollout
+
+    def _roll(self, play: Callable[[], None]) -> None:
+        """All steps at once."""
+        start = time.perf_counter()
+        play()
+        self.acting_seconds += time.perf_counter() - start
+        ended = self.rollout.ended.unsqueeze(-1)
+        for name, present in self.present.items():
+            rows = self.rollout.groups[name]
+            goes_on = ended | ~rows.terminated
+            rows.present[0], rows.present[1:] = present, goes_on[:-1]
+            present.copy_(goes_on[-1])
+        if finished := self.episodes.add_all(self.rollout):
+            self.finished.append(finished)
 
     def _step(self, t: int) -> None:
         row, start = self.rows[t], time.perf_counter()
@@ -123,7 +194,8 @@ class LocalCollector:
             return
         self.env.load_state_dict(state["env"])
         self.view = View(**{name: tree.map(torch.clone, value) for name, value in state["view"].items()})
-        self.memory, self.present = state["memory"], state["present"]
+        tree.copy_(self.memory, state["memory"])  # in place: compiled code knows where it lies
+        self.present = state["present"]
         self.episodes.sums, self.episodes.lengths = state["sums"], state["lengths"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from numba import njit
+from numba import cfunc, njit
 
 
 def version(*modules: ModuleType) -> str:
@@ -29,9 +29,22 @@ def jit(*modules: ModuleType, **options: Any) -> Callable[[Callable[..., None]],
     """
 
     def wrap(function: Callable[..., None]) -> Callable[..., None]:
-        if modules:
-            function.__qualname__ += "." + version(*modules)[:8]
+        _name(function, modules)
         kept: Callable[..., None] = njit(cache=True, nogil=True, error_model="numpy", **options)(function)
         return kept
 
     return wrap
+
+
+def c_function(function: Callable[[int, int, int, int], None], *modules: ModuleType, **options: Any) -> Any:
+    """The same of four int64, to be called from other compiled functions by its `address`.
+
+    Compiled when this is called. It exists as long as what is returned.
+    """
+    _name(function, modules)
+    return cfunc("void(int64, int64, int64, int64)", cache=True, error_model="numpy", **options)(function)
+
+
+def _name(function: Callable[..., None], modules: tuple[ModuleType, ...]) -> None:
+    if modules:
+        function.__qualname__ += "." + version(*modules)[:8]

@@ -237,8 +237,9 @@ class Display:
         return "  ".join([*parts, self._split(), self.note]).rstrip()
 
     def _split(self) -> str:
-        names = (("time_env", "environment"), ("time_act", "acting"), ("time_learn", "learning"))
-        return "time: " + ", ".join(f"{label} {self.metrics.get(name, 0):.0%}" for name, label in names)
+        names = {"play": "playing", "env": "environment", "act": "acting", "learn": "learning"}
+        shares = [(label, self.metrics.get(f"time_{name}")) for name, label in names.items()]
+        return "time: " + ", ".join(f"{label} {share:.0%}" for label, share in shares if share is not None)
 
     def _draw(self, env_steps: int) -> None:
         assert self.live is not None

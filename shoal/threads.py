@@ -34,6 +34,10 @@ class Crew:
         self.pool = ThreadPoolExecutor(self.others, initializer=_start) if self.others else None
         self.inside = threading.local()
 
+    def __deepcopy__(self, memo: object) -> Crew:
+        """Copies of what has a crew share its threads."""
+        return self
+
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """`function` of every item, in the items' order. Whoever is free takes the next.
 

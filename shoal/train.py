@@ -115,8 +115,11 @@ class Progress:
         self._sums.clear()
         means |= self._episodes()
         if self.seconds > 0:
-            means["time_env"] = self.collector.env_seconds / self.seconds
-            means["time_act"] = self.collector.acting_seconds / self.seconds
+            if self.collector.compiled:
+                means["time_play"] = self.collector.acting_seconds / self.seconds
+            else:
+                means["time_env"] = self.collector.env_seconds / self.seconds
+                means["time_act"] = self.collector.acting_seconds / self.seconds
             means["time_learn"] = self.learning_seconds / self.seconds
             means["steps_per_second"] = self.env_steps / self.seconds
         means["updates"] = float(self.updates)

@@ -252,6 +252,20 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Tree) -> None: ...
 
 
+@runtime_checkable
+class Compiled(Protocol):
+    """Environments that step without Python, where what they read and write always lies at the same places."""
+
+    inputs: Groups
+    """`[env, agent, ...]`: the actions of the next step."""
+    result: Step
+    """Of the last one; its view is what to act on next."""
+
+    def play(self, low: int, high: int, roll: Any) -> None:
+        """Steps of environments low..high-1, see `shoal.roll`; threads may play shares of them side by side."""
+        ...
+
+
 class Policy(Protocol):
     """Chooses actions for every group."""
 
@@ -263,6 +277,37 @@ class Policy(Protocol):
         """Actions and the next memory of the groups in `view`: all of the policy's, or some (see `teams.Team`).
 
         `explore=False` is greedy and changes nothing in the policy.
+        """
+        ...
+
+
+class Player(Protocol):
+    """A policy that explores without Python, in environments that are `Compiled` too."""
+
+    edges: list[int]
+    """Where parts of the environments begin that threads may play side by side, and the end."""
+    tables: list[int]
+    """What the policy's C function needs for each part."""
+    address: int
+    """Of that function, see `shoal.roll`."""
+
+    def prepare(self) -> None:
+        """Draws the random numbers of the next rollout."""
+        ...
+
+    def share(self, play: Callable[[int], None]) -> None:
+        """`play` of every part."""
+        ...
+
+
+@runtime_checkable
+class Playable(Protocol):
+    """A policy that may have a `Player`."""
+
+    def compiled_player(self, env: Compiled, memory: Groups, steps: int) -> Player | None:
+        """For rollouts of `steps` steps, in which `memory` is changed in place; None: its networks cannot be compiled.
+
+        It takes the same actions as `act` with `explore`.
         """
         ...
 

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
+from shoal.nets import acting
 from shoal.nets.conv import flat, real
 from shoal.nets.dense import AgentNet
 from shoal.replay import Replay
 from shoal.returns import mean_weights, td_target
-from shoal.types import Action, Agents, Batch, Box, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
+from shoal.types import Action, Agents, Batch, Box, Compiled, Discrete, EnvSpec, Groups, Preset, ShoalError, Tree, View
 
 LARGEST = 4096
 """Numbers of a picture that is still read as plain numbers."""
@@ -136,8 +137,31 @@ class DDPG:
 
     def _explored(self, space: Action, output: Tensor, legal: Tensor) -> Tensor:
         if isinstance(space, Discrete):
-            return actions.greedy(space, output + actions.gumbel_like(output, self.sampler), legal)
+            return actions.sample(space, output, legal, self.sampler)
         return explore.gaussian(output.tanh(), self.config.noise, self.sampler)
+
+    def compiled_player(self, env: Compiled, memory: Groups, steps: int) -> acting.Player | None:
+        """See `collect`."""
+        if not acting.can_play(self.actors, env):
+            return None
+        discrete, choosers = acting.Chooser("draw"), {}
+        for name, group in self.spec.groups.items():
+            copies, size = (1 if self.config.net.shared else group.num_agents), group.action.size
+            noisy = acting.Chooser("std", torch.full((copies, size), self.config.noise))
+            choosers[name] = discrete if isinstance(group.action, Discrete) else noisy
+        return acting.Player(self.actors, choosers, env, memory, steps, self._draw, None)
+
+    def _draw(self, noise: Groups) -> float:
+        random = self.env_steps < self.config.warmup
+        for name, numbers in noise.items():
+            if isinstance(self.spec.groups[name].action, Discrete):
+                numbers.uniform_(generator=self.sampler)
+            elif random:
+                numbers.uniform_(-1, 1, generator=self.sampler)
+            else:
+                numbers.normal_(generator=self.sampler)
+        self.env_steps += len(numbers)
+        return float(random)
 
     # Learning
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shoal import actions, explore, optim, rollouts, surrogate, tree
-from shoal.nets import settings, together
+from shoal.nets import acting, settings, together
 from shoal.nets.conv import Block, flat, real
 from shoal.nets.dense import AgentNet, orthogonal
 from shoal.nets.mlp import ALL
@@ -38,7 +38,7 @@ from shoal.nets.normalise import ValueNorm
 from shoal.replay import Fresh
 from shoal.returns import gae, mean_weights, outcome
 from shoal.threads import Crew, cores
-from shoal.types import Batch, Box, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
+from shoal.types import Batch, Box, Compiled, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
 TEAM = "team"  # the central critic's name, where the others have their group's
 Turn = dict[str, slice]
@@ -131,6 +131,10 @@ class Actor(nn.Module):
         log_std = self.log_std if self.net.shared else self.log_std[agents]
         mean, shift = out.chunk(2, -1) if self.std_of_state else (out, torch.zeros_like(out))
         return torch.cat([mean, (log_std + shift).clamp(-5.0, 1.0)], -1)
+
+    def chooser(self) -> acting.Chooser:
+        """How these policies' actions are drawn."""
+        return acting.Chooser("log_std", self.log_std, self.std_of_state) if self.box else acting.Chooser("draw")
 
 
 @dataclass
@@ -238,6 +242,20 @@ class PPO:
         if explore:
             self.env_steps += len(view.state)
         return chosen, remembered
+
+    def compiled_player(self, env: Compiled, memory: Groups, steps: int) -> acting.Player | None:
+        """See `collect`."""
+        if not acting.can_play(self.nets, env):
+            return None
+        choosers = {name: actor.chooser() for name, actor in self.actors.items()}
+        return acting.Player(self.nets, choosers, env, memory, steps, self._draw, self.crew)
+
+    def _draw(self, noise: Groups) -> float:
+        for name, numbers in noise.items():
+            box = isinstance(self.spec.groups[name].action, Box)
+            (numbers.normal_ if box else numbers.uniform_)(generator=self.sampler)
+        self.env_steps += len(numbers)
+        return 0.0
 
     @torch.no_grad()
     def probabilities(self, view: View, memory: Groups) -> Groups:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, rollouts, tree
-from shoal.nets import settings, together
+from shoal.nets import acting, settings, together
 from shoal.nets.conv import Block, Eyes, flat, real
 from shoal.nets.mixers import Monotonic, Sum
 from shoal.threads import Crew, cores
-from shoal.types import Batch, Discrete, EnvSpec, Groups, ShoalError, View
+from shoal.types import Batch, Compiled, Discrete, EnvSpec, Groups, ShoalError, View
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,29 @@ class QAgents:
     @torch.no_grad()
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         view, memory = tree.to(view, self.device), tree.to(memory, self.device)
-        epsilon, chosen, remembered = self.epsilon if explore else 0.0, {}, {}
+        epsilon, chosen, remembered = self.epsilon, {}, {}
         nets = {name: self.nets[name] for name in view.obs}
         q, after = together.step(nets, {n: flat(obs, 2) for n, obs in view.obs.items()}, memory, view.hears)
         for name in view.obs:
-            chosen[name] = self._choose(name, q[name], view.legal[name], epsilon).cpu()
+            chosen[name] = self._choose(name, q[name], view.legal[name], epsilon, explore).cpu()
             remembered[name] = after[name].cpu()
         if explore:
             self.env_steps += len(view.state)
         return chosen, remembered
+
+    def compiled_player(self, env: Compiled, memory: Groups, steps: int) -> acting.Player | None:
+        """See `collect`."""
+        if not acting.can_play(self.nets, env):
+            return None
+        choosers = dict.fromkeys(self.nets, acting.Chooser("greedy"))
+        return acting.Player(self.nets, choosers, env, memory, steps, self._draw, self.crew)
+
+    def _draw(self, noise: Groups) -> float:
+        epsilon = self.epsilon
+        for numbers in noise.values():
+            numbers.uniform_(generator=self.sampler)
+        self.env_steps += numbers.shape[1]
+        return epsilon
 
     @property
     def epsilon(self) -> float:
@@ -125,10 +139,10 @@ class QAgents:
         config = self.config
         return explore.linear(config.epsilon_start, config.epsilon_end, self.env_steps / max(config.epsilon_steps, 1))
 
-    def _choose(self, name: str, q: Tensor, legal: Tensor, epsilon: float) -> Tensor:
+    def _choose(self, name: str, q: Tensor, legal: Tensor, epsilon: float, explored: bool) -> Tensor:
         space = self.spec.groups[name].action
         best = actions.greedy(space, q, legal)
-        if not epsilon:
+        if not explored:
             return best
         return explore.epsilon_uniform(best, actions.random(space, legal, self.sampler), epsilon, self.sampler)
 

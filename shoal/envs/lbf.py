@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from shoal.envs.common.kernel_env import KernelEnv, Pixels, compiled_kernel
 from shoal.envs.common.pcg64 import compiled, integer, shuffle
+from shoal.roll import begin, finish
 from shoal.types import SELF, Discrete, GroupSpec, Part, ShoalError, columns
 
 OPEN = True  # any id of the scheme
@@ -394,34 +395,42 @@ def _place_food(p, player, food, order, rng):  # type: ignore[no-untyped-def]
 
 
 @compiled_kernel
-def kernel(lo, hi, start, p, world, buffers, actions):  # type: ignore[no-untyped-def]
+def kernel(lo, hi, roll, start, p, world, buffers, actions):  # type: ignore[no-untyped-def]
     """See `KernelEnv`. An episode whose food is eaten terminates; one that is too long is cut off."""
-    for e in range(lo, hi):
-        player, food, order, rng = world.player[e], world.food[e], world.order[e], world.rng[e]
-        obs, legal, next_obs, next_legal = buffers.obs[e], buffers.legal[e], buffers.next_obs[e], buffers.next_legal[e]
-        if start:
-            for i in range(len(player)):
-                player[i, ROW] = -1  # on no cell
-        else:
-            _move(p, player, food, world.plan[e], actions[e])
-            _load(p, player, food, world.plan[e], world.spawned[e], buffers.reward[e])
-            buffers.steps[e] += 1
-            over = _levels_left(food) == 0
-            for i in range(len(player)):
-                buffers.terminated[e, i] = over
-            buffers.ended[e] = over or buffers.steps[e] >= p.max_steps
-            _show(p, player, food, next_obs, next_legal)
-        if start or buffers.ended[e]:
-            buffers.steps[e] = 0
-            _place_players(p, player, order, rng)
-            world.spawned[e] = _place_food(p, player, food, order, rng)
-            _show(p, player, food, obs, legal)
-        else:
-            for i in range(len(player)):
-                for k in range(obs.shape[1]):
-                    obs[i, k] = next_obs[i, k]
-                for k in range(legal.shape[1]):
-                    legal[i, k] = next_legal[i, k]
+    for t in range(roll[0]):
+        begin(roll, lo, hi, t)
+        for e in range(lo, hi):
+            player, food, order, rng = world.player[e], world.food[e], world.order[e], world.rng[e]
+            obs, legal, next_obs, next_legal = (
+                buffers.obs[e],
+                buffers.legal[e],
+                buffers.next_obs[e],
+                buffers.next_legal[e],
+            )
+            if start:
+                for i in range(len(player)):
+                    player[i, ROW] = -1  # on no cell
+            else:
+                _move(p, player, food, world.plan[e], actions[e])
+                _load(p, player, food, world.plan[e], world.spawned[e], buffers.reward[e])
+                buffers.steps[e] += 1
+                over = _levels_left(food) == 0
+                for i in range(len(player)):
+                    buffers.terminated[e, i] = over
+                buffers.ended[e] = over or buffers.steps[e] >= p.max_steps
+                _show(p, player, food, next_obs, next_legal)
+            if start or buffers.ended[e]:
+                buffers.steps[e] = 0
+                _place_players(p, player, order, rng)
+                world.spawned[e] = _place_food(p, player, food, order, rng)
+                _show(p, player, food, obs, legal)
+            else:
+                for i in range(len(player)):
+                    for k in range(obs.shape[1]):
+                        obs[i, k] = next_obs[i, k]
+                    for k in range(legal.shape[1]):
+                        legal[i, k] = next_legal[i, k]
+        finish(roll, lo, hi, t)
 
 
 # The suite

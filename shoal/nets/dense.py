@@ -129,6 +129,12 @@ class AgentNet(nn.Module):
         if self.split:
             self.head = Mlp((width, sizes[-1]), copies, generator)
 
+    @property
+    def dense_layers(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Weight and bias of each layer in turn, the recurrent unit's two among them."""
+        after = [*(self.gru.layers if self.memory else ()), *self.head.layers] if self.split else []
+        return [*self.mlp.layers, *after]
+
     def forward(self, x: Tensor, agents: slice = ALL) -> Tensor:
         """Of all agents, or of those `agents` whose inputs are in `x`."""
         return self._outward(self.mlp(self._seen(x, agents), self._copies(agents)), x.shape[:-1])

@@ -180,7 +180,7 @@ class _Compiled(torch.autograd.Function):
 def _layout(parameters: Sequence[Tensor]) -> tuple[Numbers, Numbers]:
     """Inputs and outputs of each layer, of which the last two are the unit's; and what is on the tape (see `_forward`).
 
-    The latter is where the inputs of each layer begin, what `_cell` fills, and the end, in numbers of one row and step.
+    The latter is where the inputs of each layer begin, what `cell` fills, and the end, in numbers of one row and step.
     """
     sizes = np.array([weight.shape[1:] for weight in parameters[::2]], np.int64)
     return sizes, np.array([0, *sizes[:, 0], 4 * sizes[-1, 0]]).cumsum()
@@ -216,7 +216,7 @@ def _place(x: Tensor) -> Places:
 
 
 @njit(inline="always", fastmath=True)
-def _cell(x: Any, u: Any, h: Any, s: Any, out: Any) -> None:
+def cell(x: Any, u: Any, h: Any, s: Any, out: Any) -> None:
     """One row: from W x + b, U h + c and h to the memory `out`, and `s` (r, z, n, U_n h + c_n)."""
     half, width = np.float32(0.5), len(h)
     r, z, n, own = s[:width], s[width : 2 * width], s[2 * width : 3 * width], s[3 * width :]
@@ -247,7 +247,7 @@ def _forward(
     """Fills `places`: memory after each step, and the tape; the last is scratch.
 
     Rows are computed in chunks, each from the first step to the last. On the tape, each chunk has the inputs of all
-    layers one after the other, and what `_cell` fills, `[time, rows of the chunk, ...]`.
+    layers one after the other, and what `cell` fills, `[time, rows of the chunk, ...]`.
     """
     out, tape, scratch = places
     time, rows = sequence
@@ -294,7 +294,7 @@ def _forward(
             seen = here + 4 * (length * count * starts[layers] + line * 4 * width)
             for j in range(count):
                 after = out + 4 * width * ((c * time + t) * rows + low + j)
-                _cell(
+                cell(
                     at(drive + 12 * width * j, 1, 3 * width)[0],
                     at(recalled + 12 * width * j, 1, 3 * width)[0],
                     at(known + 4 * width * j, 1, width)[0],
@@ -440,7 +440,7 @@ def _play(
                     for i in range(count):
                         drive = at(scratch + room * (unit % 2) + 12 * width * i, 1, 3 * width)[0]
                         known = at(memory[0] + c * memory[1] + (low + i) * memory[2], 1, width)[0]
-                        _cell(drive, result[i], known, seen, at(now + 4 * width * (c * rows + low + i), 1, width)[0])
+                        cell(drive, result[i], known, seen, at(now + 4 * width * (c * rows + low + i), 1, width)[0])
                     result = at(now + 4 * width * (c * rows + low), count, width)
                 else:
                     affine(after, weight, bias, result, NOTHING if k == unit or k + 1 == layers else RELU)

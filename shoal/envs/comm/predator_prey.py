@@ -29,10 +29,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.envs.common import pcg64
-from shoal.envs.common.kernel_env import KernelEnv, Pixels
+from shoal.envs.common.kernel_env import FILES, KernelEnv, Pixels
 from shoal.envs.common.pcg64 import compiled, integer
 from shoal.jit import jit
+from shoal.roll import begin, finish
 from shoal.types import Discrete, GroupSpec, ShoalError
 
 TASKS = {"easy": (5, 3, 0, 20), "medium": (10, 5, 1, 40), "hard": (20, 10, 1, 80)}
@@ -138,17 +138,20 @@ def _play(p, w, b, e, actions):  # type: ignore[no-untyped-def]
     b.ended[e] = over or b.steps[e] >= p.limit
 
 
-@jit(pcg64)
-def kernel(lo, hi, start, p, w, b, actions):  # type: ignore[no-untyped-def]
-    for e in range(lo, hi):
-        if not start:
-            _play(p, w, b, e, actions)
-            _show(p, w, e, b.next_obs, b.next_state)
-        if start or b.ended[e]:
-            _begin(p, w, b, e)
-            _show(p, w, e, b.obs, b.state)
-        else:
-            b.obs[e], b.state[e] = b.next_obs[e], b.next_state[e]
+@jit(*FILES)
+def kernel(lo, hi, roll, start, p, w, b, actions):  # type: ignore[no-untyped-def]
+    for t in range(roll[0]):
+        begin(roll, lo, hi, t)
+        for e in range(lo, hi):
+            if not start:
+                _play(p, w, b, e, actions)
+                _show(p, w, e, b.next_obs, b.next_state)
+            if start or b.ended[e]:
+                _begin(p, w, b, e)
+                _show(p, w, e, b.obs, b.state)
+            else:
+                b.obs[e], b.state[e] = b.next_obs[e], b.next_state[e]
+        finish(roll, lo, hi, t)
 
 
 def draw(p: Params, w: World, index: int) -> Pixels:

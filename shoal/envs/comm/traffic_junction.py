@@ -34,10 +34,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.envs.common import pcg64
-from shoal.envs.common.kernel_env import KernelEnv, Pixels
+from shoal.envs.common.kernel_env import FILES, KernelEnv, Pixels
 from shoal.envs.common.pcg64 import compiled, integer, uniform
 from shoal.jit import jit
+from shoal.roll import begin, finish
 from shoal.types import Discrete, GroupSpec, ShoalError
 
 TASKS = {"easy": (7, 5, 20, 0.3), "medium": (14, 10, 40, 0.2), "hard": (18, 20, 80, 0.05)}
@@ -196,18 +196,21 @@ def _play(p, w, b, e, actions):  # type: ignore[no-untyped-def]
     b.ended[e] = b.steps[e] >= p.limit
 
 
-@jit(pcg64)
-def kernel(lo, hi, start, p, w, b, actions):  # type: ignore[no-untyped-def]
-    for e in range(lo, hi):
-        if not start:
-            _play(p, w, b, e, actions)
-            _show(p, w, e, b.next_obs, b.next_state, b.next_hears)
-        if start or b.ended[e]:
-            w.route[e] = -1
-            b.steps[e] = 0
-            _show(p, w, e, b.obs, b.state, b.hears)
-        else:
-            b.obs[e], b.state[e], b.hears[e] = b.next_obs[e], b.next_state[e], b.next_hears[e]
+@jit(*FILES)
+def kernel(lo, hi, roll, start, p, w, b, actions):  # type: ignore[no-untyped-def]
+    for t in range(roll[0]):
+        begin(roll, lo, hi, t)
+        for e in range(lo, hi):
+            if not start:
+                _play(p, w, b, e, actions)
+                _show(p, w, e, b.next_obs, b.next_state, b.next_hears)
+            if start or b.ended[e]:
+                w.route[e] = -1
+                b.steps[e] = 0
+                _show(p, w, e, b.obs, b.state, b.hears)
+            else:
+                b.obs[e], b.state[e], b.hears[e] = b.next_obs[e], b.next_state[e], b.next_hears[e]
+        finish(roll, lo, hi, t)
 
 
 def draw(p: Params, w: World, index: int) -> Pixels:

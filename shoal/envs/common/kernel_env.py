@@ -12,12 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shoal import pointers, roll
 from shoal.envs.common import pcg64
 from shoal.envs.common.shares import Kernel, Shares
 from shoal.jit import jit
+from shoal.roll import ONCE, Roll
 from shoal.types import Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View
 
 Pixels = NDArray[np.uint8]
+FILES = pcg64, roll, pointers
+"""That kernels are compiled from, beside their own."""
 
 
 class Buffers(NamedTuple):
@@ -41,18 +45,18 @@ class Buffers(NamedTuple):
 def compiled_kernel(function: Callable[..., None]) -> Kernel:
     """Compiles a kernel, and keeps the result on disk.
 
-    See `jit`: it may call the random generator, and nothing else of other files.
+    See `jit`: it may call the random generator and `shoal.roll`, and nothing else of other files.
     """
-    return jit(pcg64, _nrt=False)(function)
+    return jit(*FILES, _nrt=False)(function)
 
 
 class KernelEnv:
     """Satisfies `VecEnv`.
 
     Args:
-        kernel: see `compiled_kernel`; `kernel(lo, hi, start, params, world, buffers, actions)` plays one step of
-            the environments lo..hi-1, and begins a new episode in them (in all with `start`, else where one ended),
-            writing what they show. `actions` is `[env, agent]` int64.
+        kernel: see `compiled_kernel`; `kernel(lo, hi, roll, start, params, world, buffers, actions)` plays a
+            `Roll` in the environments lo..hi-1, and begins a new episode in them (in all with `start`, else where one
+            ended), writing what they show. `actions` is `[env, agent]` int64.
         params: the game's constants, for the kernel.
         world: a named tuple of arrays `[env, ...]`, all that changes in a game; `rng` `[env, 6]` uint64 holds the
             random streams (see `pcg64`), of which that of environment i is seeded with `seed + i`.
@@ -104,31 +108,37 @@ class KernelEnv:
         obs, next_obs = (b[field].view(*lead, *group.obs_shape) for field in ("obs", "next_obs"))
         self._view = View({name: obs}, {name: b["legal"]}, b["state"], b["hears"])
         successor = View({name: next_obs}, {name: b["next_legal"]}, b["next_state"], b["next_hears"])
-        self._step = Step(
+        self.inputs = {name: torch.zeros(lead, dtype=torch.int64)}
+        self.result = Step(
             self._view, successor, {name: b["reward"]}, {name: b["terminated"]}, {name: b["alive"]}, b["ended"]
         )
         self.seeded = False
 
-    def _advance(self, start: bool, actions: NDArray[np.int64]) -> None:
-        self.shares.run(self.kernel, start, self.params, self.world, self.buffers, actions)
+    def _work(self, roll: Roll, start: bool) -> tuple[Any, ...]:
+        return roll, start, self.params, self.world, self.buffers, self.inputs[self.name].numpy()
+
+    def play(self, low: int, high: int, roll: Roll) -> None:
+        """See `Compiled`."""
+        self.kernel(low, high, *self._work(roll, start=False))
 
     def reset(self, seed: int | None = None) -> View:
         """Start every environment anew; without a seed the streams go on (or start from 0)."""
         if seed is not None or not self.seeded:
             self.world.rng[:] = pcg64.streams([(seed or 0) + i for i in range(self.num_envs)])
             self.seeded = True
-        self._advance(True, np.zeros(self.buffers.reward.shape, np.int64))
+        self.shares.run(self.kernel, *self._work(ONCE, start=True))
         return self._view
 
     def step(self, actions: Groups) -> Step:
         if not self.seeded:
             raise ShoalError("reset the environment before its first step")
-        chosen = np.ascontiguousarray(actions[self.name].numpy(), np.int64)
+        chosen = actions[self.name].numpy()
         if chosen.shape != self.buffers.reward.shape or chosen.min() < 0 or chosen.max() >= self.size:
             envs, agents = self.buffers.reward.shape
             raise ShoalError(f"actions of {self.name} must be [{envs}, {agents}] numbers in 0..{self.size - 1}")
-        self._advance(False, chosen)
-        return self._step
+        self.inputs[self.name].numpy()[:] = chosen
+        self.shares.run(self.kernel, *self._work(ONCE, start=False))
+        return self.result
 
     def render(self, index: int = 0) -> Pixels:
         """A picture `[height, width, 3]` of one environment."""

@@ -15,6 +15,7 @@ from shoal.envs.common.shares import Shares
 from shoal.envs.mpe import physics
 from shoal.envs.mpe.physics import MOVES, Buffers
 from shoal.envs.mpe.world import Layout, World
+from shoal.roll import ONCE, Roll
 from shoal.types import Action, Box, Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View
 
 THREAD_ENVS = 1024  # environments a thread must have to be worth waking
@@ -82,7 +83,7 @@ class ParticleEnv:
         b = Buffers(*[torch.from_numpy(array) for array in self.buffers])  # type: ignore[arg-type]
         self.discrete = np.zeros((envs, 0 if self.continuous else agents), np.int64)
         self.box = np.zeros((envs, int(self.world.box_start[-1]) if self.continuous else 0), np.float32)
-        self.inputs: dict[str, NDArray[Any]] = {}
+        self.inputs: Groups = {}
         reward, terminated, alive = {}, {}, {}
         start = 0
         for name, group in self.spec.groups.items():
@@ -92,13 +93,14 @@ class ParticleEnv:
             alive[name] = torch.ones(envs, group.num_agents, dtype=torch.bool)
             if self.continuous:
                 columns = self.box[:, self.world.box_start[start] : self.world.box_start[stop]]
-                self.inputs[name] = columns.reshape(envs, group.num_agents, group.action.size)
-                assert np.shares_memory(self.inputs[name], self.box) or group.action.size == 0
+                own = columns.reshape(envs, group.num_agents, group.action.size)
+                assert np.shares_memory(own, self.box) or group.action.size == 0
+                self.inputs[name] = torch.from_numpy(own)
             else:
-                self.inputs[name] = self.discrete[:, start:stop]
+                self.inputs[name] = torch.from_numpy(self.discrete[:, start:stop])
             start = stop
         self._view, self._successor = self._as_view(b.obs), self._as_view(b.next_obs)
-        self._step = Step(self._view, self._successor, reward, terminated, alive, b.ended)  # type: ignore[arg-type]
+        self.result = Step(self._view, self._successor, reward, terminated, alive, b.ended)  # type: ignore[arg-type]
 
     def _as_view(self, state: Any) -> View:
         obs, legal, start = {}, {}, 0
@@ -114,20 +116,24 @@ class ParticleEnv:
         if seed is not None or not self.seeded:
             self.world.rng[:] = pcg64.streams([(seed or 0) + i for i in range(self.num_envs)])
             self.seeded = True
-        self._advance(start=True)
+        self.shares.run(self.kernel, *self._work(ONCE, start=True))
         return self._view
 
     def step(self, actions: Groups) -> Step:
         if not self.seeded:
             raise ShoalError("reset the environment before its first step")
         for name, array in self.inputs.items():
-            np.copyto(array, actions[name].numpy())
-        self._advance(start=False)
-        return self._step
+            np.copyto(array.numpy(), actions[name].numpy())
+        self.shares.run(self.kernel, *self._work(ONCE, start=False))
+        return self.result
 
-    def _advance(self, start: bool) -> None:
-        work = (start, self.params, self.world, self.buffers, self.max_cycles, self.discrete, self.box, self.continuous)
-        self.shares.run(self.kernel, *work)
+    def _work(self, roll: Roll, start: bool) -> tuple[Any, ...]:
+        rules = start, self.params, self.world, self.buffers, self.max_cycles
+        return roll, *rules, self.discrete, self.box, self.continuous
+
+    def play(self, low: int, high: int, roll: Roll) -> None:
+        """See `Compiled`."""
+        self.kernel(low, high, *self._work(roll, start=False))
 
     def world_of(self, index: int) -> World:
         """Environment `index` as the scenario's functions see it; its arrays are the environment's own."""

@@ -16,11 +16,13 @@ from numba import njit
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from shoal import pointers, roll
 from shoal.envs.common import pcg64
 from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe import world
 from shoal.envs.mpe.world import World, distance
 from shoal.jit import version
+from shoal.roll import begin, finish
 from shoal.types import ShoalError
 
 DT = 0.1
@@ -188,12 +190,14 @@ def kernel_of(scenario: ModuleType) -> Callable[..., None]:
         if not hasattr(scenario, needed):
             raise ShoalError(f"the scenario {scenario.__name__} has no {needed}")
     SCENARIOS[scenario.Params] = scenario
-    return _kernel(scenario.__name__, version(sys.modules[__name__], pcg64, world, scenario))
+    return _kernel(scenario.__name__, version(sys.modules[__name__], pcg64, world, scenario, roll, pointers))
 
 
 @cache
 def _kernel(scenario: str, version: str) -> Callable[..., None]:
     """`advance` over environments lo..hi-1, which starts them (all with `start`, else those whose episode ended).
+
+    See `shoal.roll` for how many steps.
 
     One function, not two: compiling takes seconds and megabytes. numba's cache looks at the file of this function
     alone; `version`, a hash of every file it is built from, makes a changed scenario compile again. Each scenario has
@@ -201,26 +205,31 @@ def _kernel(scenario: str, version: str) -> Callable[..., None]:
     to be had wherever another scenario is used.
     """
 
-    def advance(lo, hi, start, p, worlds, buffers, max_cycles, discrete, box, continuous):  # type: ignore[no-untyped-def]
+    def advance(  # type: ignore[no-untyped-def]
+        lo, hi, roll, start, p, worlds, buffers, max_cycles, discrete, box, continuous
+    ):
         version  # noqa: B018
-        for e in range(lo, hi):
-            w = one(worlds, e)
-            if not start:
-                _decode(w, discrete[e], box[e], continuous)
-                _collide(w)
-                _integrate(w)
-                buffers.steps[e] += 1
-                reward(p, w, buffers.reward[e])
-                _observe_all(p, w, buffers.next_obs[e])
-                truncated = buffers.steps[e] >= max_cycles
-                buffers.terminated[e] = not truncated and terminal(p, w)
-                buffers.ended[e] = truncated or buffers.terminated[e]
-            if start or buffers.ended[e]:
-                buffers.steps[e] = 0
-                _restart(p, w, buffers.obs[e])
-            else:
-                for k in range(buffers.obs.shape[1]):
-                    buffers.obs[e, k] = buffers.next_obs[e, k]
+        for t in range(roll[0]):
+            begin(roll, lo, hi, t)
+            for e in range(lo, hi):
+                w = one(worlds, e)
+                if not start:
+                    _decode(w, discrete[e], box[e], continuous)
+                    _collide(w)
+                    _integrate(w)
+                    buffers.steps[e] += 1
+                    reward(p, w, buffers.reward[e])
+                    _observe_all(p, w, buffers.next_obs[e])
+                    truncated = buffers.steps[e] >= max_cycles
+                    buffers.terminated[e] = not truncated and terminal(p, w)
+                    buffers.ended[e] = truncated or buffers.terminated[e]
+                if start or buffers.ended[e]:
+                    buffers.steps[e] = 0
+                    _restart(p, w, buffers.obs[e])
+                else:
+                    for k in range(buffers.obs.shape[1]):
+                        buffers.obs[e, k] = buffers.next_obs[e, k]
+            finish(roll, lo, hi, t)
 
     advance.__qualname__ += f".{scenario}"
     return njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(advance)  # type: ignore[no-any-return]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shoal.envs.common import pcg64
 from shoal.envs.common.kernel_env import compiled_kernel
 from shoal.envs.common.pcg64 import compiled
+from shoal.roll import begin, finish
 
 NOOP, FORWARD, LEFT, RIGHT, TOGGLE_LOAD = range(5)
 MOVES = 5
@@ -517,23 +518,28 @@ def _observe(p, w, e, out):  # type: ignore[no-untyped-def]
 
 
 @compiled_kernel
-def advance(lo, hi, start, p, w, b, actions):  # type: ignore[no-untyped-def]
+def advance(lo, hi, roll, start, p, w, b, actions):  # type: ignore[no-untyped-def]
     """See `KernelEnv`."""
-    for e in range(lo, hi):
-        if not start:
-            _act(p, w, b, e, lo, actions)
-            delivered = _deliver(p, w, b, e)
-            b.steps[e] += 1
-            w.idle[e] = 0 if delivered else w.idle[e] + 1
-            b.ended[e] = (p.max_steps > 0 and b.steps[e] >= p.max_steps) or (p.max_idle > 0 and w.idle[e] >= p.max_idle)
-            _observe(p, w, e, b.next_obs)
-        if start or b.ended[e]:
-            _begin(p, w, e, lo)
-            b.steps[e] = 0
-            _observe(p, w, e, b.obs)
-        else:
-            size = b.obs.shape[1] * b.obs.shape[2]
-            _copy(b.next_obs, e * size, b.obs, e * size, size)
+    for t in range(roll[0]):
+        begin(roll, lo, hi, t)
+        for e in range(lo, hi):
+            if not start:
+                _act(p, w, b, e, lo, actions)
+                delivered = _deliver(p, w, b, e)
+                b.steps[e] += 1
+                w.idle[e] = 0 if delivered else w.idle[e] + 1
+                b.ended[e] = (p.max_steps > 0 and b.steps[e] >= p.max_steps) or (
+                    p.max_idle > 0 and w.idle[e] >= p.max_idle
+                )
+                _observe(p, w, e, b.next_obs)
+            if start or b.ended[e]:
+                _begin(p, w, e, lo)
+                b.steps[e] = 0
+                _observe(p, w, e, b.obs)
+            else:
+                size = b.obs.shape[1] * b.obs.shape[2]
+                _copy(b.next_obs, e * size, b.obs, e * size, size)
+        finish(roll, lo, hi, t)
 
 
 def features(layers: tuple[Any, ...]) -> NDArray[np.float32]:
