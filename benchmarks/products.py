@@ -47,9 +47,9 @@ def compare(*ways: Callable[[], object]) -> list[float]:
 
 
 @njit
-def repeated(a: Array, b: Array, out: Array, times: int) -> None:
+def repeated(dot: int, a: Array, b: Array, out: Array, times: int) -> None:
     for _ in range(times):
-        product.multiply(a, b, out)
+        product.multiply(dot, a, b, out)
 
 
 def library(a: Tensor, b: Tensor, out: Tensor, times: int) -> None:
@@ -60,7 +60,7 @@ def library(a: Tensor, b: Tensor, out: Tensor, times: int) -> None:
 def rates(rows: int, terms: int, columns: int, turned: bool) -> list[float]:
     a = torch.randn(terms, rows).t() if turned else torch.randn(rows, terms)
     b, out, times = torch.randn(terms, columns), torch.empty(rows, columns), 20
-    ours = partial(repeated, a.numpy(), b.numpy(), out.numpy(), times)
+    ours = partial(repeated, product.address(), a.numpy(), b.numpy(), out.numpy(), times)
     return [2 * rows * terms * columns * times / s / 1e9 for s in compare(partial(library, a, b, out, times), ours)]
 
 

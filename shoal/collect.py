@@ -63,8 +63,8 @@ def _episodes(reward: Any, ended: NDArray[np.bool_], total: Any, found: Any) -> 
             for i in range(total.shape[1]):
                 total[e, i] += reward[t, e, i]
             if ended[t, e]:
-                found[row] = total[e]
-                total[e] = 0
+                for i in range(total.shape[1]):
+                    found[row, i], total[e, i] = total[e, i], 0
                 row += 1
 
 

@@ -36,13 +36,13 @@ def jit(*modules: ModuleType, **options: Any) -> Callable[[Callable[..., None]],
     return wrap
 
 
-def c_function(function: Callable[[int, int, int, int], None], *modules: ModuleType, **options: Any) -> Any:
-    """The same of four int64, to be called from other compiled functions by its `address`.
+def c_function(function: Callable[..., None], signature: str, *modules: ModuleType, **options: Any) -> Any:
+    """A function in C with numba's `signature`, for others that call it by its `address`; kept on disk like theirs.
 
     Compiled when this is called. It exists as long as what is returned.
     """
     _name(function, modules)
-    return cfunc("void(int64, int64, int64, int64)", cache=True, error_model="numpy", **options)(function)
+    return cfunc(signature, cache=True, error_model="numpy", **options)(function)
 
 
 def _name(function: Callable[..., None], modules: tuple[ModuleType, ...]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy.lib.stride_tricks import as_strided
+from numba.np import arrayobj
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,48 +36,62 @@ def addresses_of(parameters: Sequence[Tensor]) -> Numbers:
     return np.array([n for t in parameters for n in (t.data_ptr(), t.stride(0) * 4)], np.int64).reshape(-1, 4)
 
 
-def _pointer_to(kind: Any) -> Any:
+def _array_of(kind: Any, layout: str) -> Any:
+    """`array(address, shape, strides)`, tuples of two: of one type whatever their numbers."""
+
     @intrinsic
-    def pointer(typingctx: Any, address: Any) -> Any:
+    def array(typingctx: Any, address: Any, shape: Any, strides: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+            found = context.make_array(signature.return_type)(context, builder)
+            item = context.get_data_type(kind)
+            arrayobj.populate_array(
+                found,
+                data=builder.inttoptr(args[0], item.as_pointer()),
+                shape=cgutils.unpack_tuple(builder, args[1]),
+                strides=cgutils.unpack_tuple(builder, args[2]),
+                itemsize=context.get_constant(types.intp, context.get_abi_sizeof(item)),
+                meminfo=None,
+            )
+            return found._getvalue()
 
-        return types.CPointer(kind)(types.int64), codegen
+        two = types.UniTuple(types.int64, 2)
+        return types.Array(kind, 2, layout)(types.int64, two, two), codegen
 
-    return pointer
+    return array
 
 
-_floats, _words, _bytes = (_pointer_to(kind) for kind in (types.float32, types.int64, types.uint8))
+_floats, _words, _bytes = (_array_of(kind, "C") for kind in (types.float32, types.int64, types.uint8))
+_strided = _array_of(types.float32, "A")
 
 
 @njit(inline="always")
 def at(address: Any, rows: Any, columns: Any) -> Any:
     """The array `[rows, columns]` of float32 that lies there."""
-    return carray(_floats(address), (rows, columns))
+    return _floats(address, (rows, columns), (4 * columns, 4))
 
 
 @njit(inline="always")
 def words(address: Any, rows: Any, columns: Any) -> Any:
     """The array `[rows, columns]` of int64 that lies there."""
-    return carray(_words(address), (rows, columns))
+    return _words(address, (rows, columns), (8 * columns, 8))
 
 
 @njit(inline="always")
 def flags(address: Any, count: Any) -> Any:
     """The array of bytes that lies there."""
-    return carray(_bytes(address), (count,))
+    return _bytes(address, (1, count), (count, 1))[0]
 
 
 @njit(inline="always")
 def matrix(address: Any, rows: Any, columns: Any, wide: Any) -> Any:
-    """Rows `wide` numbers apart; of one type whatever their distance, so that one product is compiled for all."""
-    return as_strided(at(address, 1, 1), (rows, columns), (4 * wide, 4))
+    """Rows `wide` numbers apart."""
+    return _strided(address, (rows, columns), (4 * wide, 4))
 
 
 @njit(inline="always")
 def some_rows(x: Any, copy: Any, low: Any, count: Any, columns: Any) -> Any:
     """Some rows of a copy of what `place_of` describes."""
-    return as_strided(at(x[0] + copy * x[1] + low * x[2], 1, 1), (count, columns), (x[2], x[3]))
+    return _strided(x[0] + copy * x[1] + low * x[2], (count, columns), (x[2], x[3]))
 
 
 @njit(inline="always")
@@ -103,13 +117,13 @@ def move(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
 
 
 @intrinsic
-def call(typingctx: Any, function: Any, table: Any, low: Any, high: Any, step: Any) -> Any:
-    """The C function of four int64 that lies at an address."""
+def call(typingctx: Any, function: Any, given: Any) -> Any:
+    """The C function that lies at an address, of a tuple of numbers; without a result."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(64)
-        kind = ir.PointerType(ir.FunctionType(ir.VoidType(), [word] * 4))
-        builder.call(builder.inttoptr(args[0], kind), args[1:])
+        kinds = [context.get_value_type(kind) for kind in signature.args[1].types]
+        kind = ir.PointerType(ir.FunctionType(ir.VoidType(), kinds))
+        builder.call(builder.inttoptr(args[0], kind), cgutils.unpack_tuple(builder, args[1]))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 5), codegen
+    return types.void(types.int64, given), codegen

@@ -23,6 +23,8 @@ Roll = tuple[int, int, int, int, int, int]
 """Steps; C functions that store what is shown, act, and store what happened (0: none); tables for them, for acting."""
 ONCE: Roll = (1, 0, 0, 0, 0, 0)
 """One step, with actions that have been chosen before."""
+SIGNATURE = "void(int64, int64, int64, int64)"
+"""Of those functions: a table, the first of the environments, that after the last, and the number of the step."""
 
 compiled = njit(_nrt=False, forceinline=True, error_model="numpy")
 
@@ -31,15 +33,15 @@ compiled = njit(_nrt=False, forceinline=True, error_model="numpy")
 def begin(roll, low, high, t):  # type: ignore[no-untyped-def]
     """Before environments low..high-1 step for the t-th time."""
     if roll[1]:
-        call(roll[1], roll[4], low, high, t)
-        call(roll[2], roll[5], low, high, t)
+        call(roll[1], (roll[4], low, high, t))
+        call(roll[2], (roll[5], low, high, t))
 
 
 @compiled
 def finish(roll, low, high, t):  # type: ignore[no-untyped-def]
     """After that."""
     if roll[3]:
-        call(roll[3], roll[4], low, high, t)
+        call(roll[3], (roll[4], low, high, t))
 
 
 class Recorder:
@@ -139,4 +141,4 @@ def _keep(table: int, low: int, high: int, t: int) -> None:
 @cache
 def functions() -> tuple[Any, Any]:
     """`_show` and `_keep` in C."""
-    return c_function(_show, pointers), c_function(_keep, pointers)
+    return c_function(_show, SIGNATURE, pointers), c_function(_keep, SIGNATURE, pointers)

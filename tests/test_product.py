@@ -19,12 +19,16 @@ RELU = np.float32(0.0)
 
 
 @njit
-def compiled(a, b, bias, gate, outs):  # type: ignore[no-untyped-def]
-    product.multiply(a, b, outs[0])
-    product.accumulate(a, b, outs[1])
-    product.affine(a, b, bias, outs[2], product.NOTHING)
-    product.affine(a, b, bias, outs[3], RELU)
-    product.gated(a, b, gate, outs[4])
+def _compiled(dot, a, b, bias, gate, outs):  # type: ignore[no-untyped-def]
+    product.multiply(dot, a, b, outs[0])
+    product.accumulate(dot, a, b, outs[1])
+    product.affine(dot, a, b, bias, outs[2], product.NOTHING)
+    product.affine(dot, a, b, bias, outs[3], RELU)
+    product.gated(dot, a, b, gate, outs[4])
+
+
+def compiled(*arrays: NDArray[np.float32]) -> None:
+    _compiled(product.address(), *arrays)
 
 
 def check(rows: int, terms: int, columns: int, turned: bool) -> None:

@@ -24,9 +24,12 @@ from shoal.nets.gru import cell
 from shoal.nets.perceptron import BLOCK, RELU
 from shoal.nets.product import NOTHING, affine
 from shoal.pointers import addresses_of, at, flags, layer, matrix, move, words
+from shoal.roll import SIGNATURE
 from shoal.threads import Crew
 from shoal.types import Compiled, Groups
 
+EXACT = {"nsz", "arcp", "contract"}
+"""See `surrogate`."""
 Way = Literal["greedy", "draw", "log_std", "std"]
 WAYS: tuple[Way, ...] = ("greedy", "draw", "log_std", "std")
 GREEDY, DRAW, LOG_STD, STD = range(4)
@@ -94,7 +97,10 @@ class Player:
         self.edges = [self.num_envs * k // parts for k in range(parts + 1)]
         room = max(_scratch(net) for net in nets.values())
         self.scratch = torch.zeros(parts, room)
-        heads = [(len(seats), self.seats.ctypes.data, self.chance.data_ptr(), one.data_ptr()) for one in self.scratch]
+        heads = [
+            (len(seats), self.seats.ctypes.data, self.chance.data_ptr(), one.data_ptr(), product.address())
+            for one in self.scratch
+        ]
         self.heads = np.array(heads, np.int64)
         self.tables = [self.heads.ctypes.data + row.nbytes * k for k, row in enumerate(self.heads)]
         """Addresses, one for each part of the environments."""
@@ -172,7 +178,7 @@ def _scratch(net: AgentNet) -> int:
 
 def _act(table: int, low: int, high: int, t: int) -> None:
     """Actions of environments low..high-1 in the t-th step."""
-    head = words(table, 1, 4)[0]
+    head = words(table, 1, 5)[0]
     chance, scratch = at(head[2] + 4 * t, 1, 1)[0, 0], head[3]
     for g in range(head[0]):
         seat = words(head[1] + 8 * FIELDS * g, 1, FIELDS)[0]
@@ -182,13 +188,13 @@ def _act(table: int, low: int, high: int, t: int) -> None:
         for c in range(copies):
             for first in range(low, high, block):
                 envs = min(block, high - first)
-                out, wide = _outputs(seat, c, first, envs, each, scratch)
+                out, wide = _outputs(head[4], seat, c, first, envs, each, scratch)
                 for row in range(envs * each):
                     _choose(seat, out + 4 * wide * row, first + row // each, c + row % each, c, t, chance)
 
 
-@njit(inline="always")
-def _outputs(seat: Any, c: Any, first: Any, envs: Any, each: Any, scratch: Any) -> Any:
+@njit(nogil=True, error_model="numpy", fastmath=EXACT)
+def _outputs(dot: Any, seat: Any, c: Any, first: Any, envs: Any, each: Any, scratch: Any) -> Any:
     """Where the network's outputs lie for the agents of copy `c` in some environments, and their width."""
     columns, named, width, rows = seat[COLUMNS], seat[NAMED], seat[WIDTH], envs * each
     layers, most, unit = seat[LAYERS], seat[MOST], seat[UNIT]
@@ -213,7 +219,9 @@ def _outputs(seat: Any, c: Any, first: Any, envs: Any, each: Any, scratch: Any) 
         after = buffers + 4 * high * most * (k % 2)
         if k == unit + 1:
             known, apart = seat[MEMORY] + 4 * width * (first * seat[AGENTS] + c), width * (seat[AGENTS] // each)
-            affine(matrix(known, rows, width, apart), weight, bias, matrix(after, rows, 3 * width, 3 * width), NOTHING)
+            affine(
+                dot, matrix(known, rows, width, apart), weight, bias, matrix(after, rows, 3 * width, 3 * width), NOTHING
+            )
             drive = buffers + 4 * high * most * (unit % 2)
             for row in range(rows):
                 own = at(known + 4 * apart * row, 1, width)[0]
@@ -223,12 +231,12 @@ def _outputs(seat: Any, c: Any, first: Any, envs: Any, each: Any, scratch: Any) 
         else:
             floor = NOTHING if k == unit or k + 1 == layers else RELU
             inputs, outputs = sizes[k, 0], sizes[k, 1]
-            affine(matrix(place, rows, inputs, span), weight, bias, matrix(after, rows, outputs, outputs), floor)
+            affine(dot, matrix(place, rows, inputs, span), weight, bias, matrix(after, rows, outputs, outputs), floor)
             place, span = after, outputs
     return place, span
 
 
-@njit(inline="always")
+@njit(nogil=True, error_model="numpy", fastmath=EXACT)
 def _choose(seat: Any, out: Any, env: Any, agent: Any, c: Any, t: Any, chance: Any) -> None:
     """One agent's action, from the address of its network's output."""
     size, way = seat[SIZE], seat[WAY]
@@ -248,7 +256,7 @@ def _choose(seat: Any, out: Any, env: Any, agent: Any, c: Any, t: Any, chance: A
         words(action, 1, 1)[0, 0] = _pick(says, legal, seat[LEGAL] != 0, luck, random, way == DRAW)
 
 
-@njit(inline="always")
+@njit(nogil=True, error_model="numpy", fastmath=EXACT)
 def _push(says: Any, spread: Any, push: Any, chosen: Any, log: Any, of_state: Any, random: Any) -> None:
     """A continuous action."""
     one = np.float32(1.0)
@@ -261,7 +269,7 @@ def _push(says: Any, spread: Any, push: Any, chosen: Any, log: Any, of_state: An
         chosen[k] = push[k] if random else drawn
 
 
-@njit(inline="always")
+@njit(nogil=True, error_model="numpy", fastmath=EXACT)
 def _pick(says: Any, legal: Any, masked: Any, luck: Any, random: Any, draw: Any) -> Any:
     """The number of a discrete action: a random one, a draw of the softmax, or the best; of those that are legal."""
     size = len(legal)
@@ -297,4 +305,6 @@ def _pick(says: Any, legal: Any, masked: Any, luck: Any, random: Any, draw: Any)
 @cache
 def function() -> Any:
     """`_act` in C."""
-    return c_function(_act, product, perceptron, gru, elementary, pointers, fastmath={"nsz", "arcp", "contract"})
+    return c_function(
+        _act, SIGNATURE, product, perceptron, gru, elementary, pointers, fastmath={"nsz", "arcp", "contract"}
+    )

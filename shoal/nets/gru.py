@@ -21,7 +21,7 @@ from shoal.jit import jit
 from shoal.nets import perceptron, product
 from shoal.nets.perceptron import BLOCK, RELU, add_rows, turn
 from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
-from shoal.pointers import Layers, Numbers, Places, addresses_of, at, layer, matrix, place_of, some_rows
+from shoal.pointers import Layers, Numbers, Places, addresses_of, at, layer, matrix, move, place_of, some_rows
 from shoal.threads import Crew
 
 CHUNK = 24
@@ -114,7 +114,7 @@ def play(x: Tensor, memory: Tensor, before: Layers, units: Layers, after: Layers
     scratch = x.new_empty(3 * BLOCK * int(sizes.max()) + 4 * width)
     places = out.data_ptr(), now.data_ptr(), scratch.data_ptr()
     inputs = place_of(x), place_of(memory), addresses_of([t for pair in layers for t in pair])
-    _play(*inputs, sizes, len(before), copies, rows, places)
+    _play(product.address(), *inputs, sizes, len(before), (copies, rows, int(sizes.max())), places)
     return out, now
 
 
@@ -134,7 +134,7 @@ def _forth(
     places = [(after.data_ptr(), tape.data_ptr(), one.data_ptr()) for one in scratch]
 
     def play_part(k: int) -> None:
-        _forward(*given, sizes, starts, (time, rows), parts[k], places[k], on_tape)
+        _forward(product.address(), *given, sizes, starts, (time, rows), parts[k], places[k], on_tape)
 
     _share(play_part, len(parts), crew)
     return after, tape
@@ -161,15 +161,15 @@ class _Compiled(torch.autograd.Function):
         to_x = grad.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
         to_memory = grad.new_empty(copies, rows, width)
         window = max(BLOCK, CHUNK)
-        turned = int(sizes.prod(1).sum())
-        scratch = grad.new_empty(len(parts), window * (5 * width + 2 * int(sizes.max())) + turned)
+        turned, shape = int(sizes.prod(1).sum()), (time, rows, int(sizes.max()))
+        scratch = grad.new_empty(len(parts), window * (5 * width + 2 * shape[2]) + turned)
         given = grad.data_ptr(), keep.data_ptr(), addresses_of(parameters)
         to_inputs = 0 if to_x is None else to_x.data_ptr()
         tables = [addresses_of(one) for one in found]
         places = [(tape.data_ptr(), to_inputs, to_memory.data_ptr(), one.data_ptr()) for one in scratch]
 
         def pull_part(k: int) -> None:
-            _backward(*given, tables[k], sizes, starts, (time, rows), parts[k], places[k])
+            _backward(product.address(), *given, tables[k], sizes, starts, shape, parts[k], places[k])
 
         _share(pull_part, len(parts), ctx.crew)
         for one in found[1:]:
@@ -233,6 +233,7 @@ def cell(x: Any, u: Any, h: Any, s: Any, out: Any) -> None:
 
 @jit(product, perceptron, elementary, pointers, fastmath=True)
 def _forward(
+    dot: int,
     x: Places,
     memory: Places,
     keep: int,
@@ -265,14 +266,14 @@ def _forward(
             line = t * count if on_tape else 0
             place = here + 4 * line * sizes[0, 0]
             for j in range(count):
-                row = at(place + 4 * j * sizes[0, 0], 1, sizes[0, 0])[0]
-                row[:] = at(x[0] + c * x[1] + t * x[2] + (low + j) * x[3], 1, sizes[0, 0])[0]
+                row = x[0] + c * x[1] + t * x[2] + (low + j) * x[3]
+                move(place + 4 * j * sizes[0, 0], row, 4 * sizes[0, 0])
             for k in range(layers - 1):
                 weight, bias = layer(parameters, sizes, k, c)
                 after = here + 4 * (length * count * starts[k + 1] + line * sizes[k + 1, 0])
                 after, floor = (after, RELU) if k < layers - 2 else (drive, NOTHING)
                 given = matrix(place, count, sizes[k, 0], sizes[k, 0])
-                affine(given, weight, bias, matrix(after, count, sizes[k, 1], sizes[k, 1]), floor)
+                affine(dot, given, weight, bias, matrix(after, count, sizes[k, 1], sizes[k, 1]), floor)
                 place = after
             known = here + 4 * (length * count * starts[layers - 1] + line * width)
             for j in range(count):
@@ -285,6 +286,7 @@ def _forward(
                     row[n] = factor * before[n]
             weight, bias = layer(parameters, sizes, layers - 1, c)
             affine(
+                dot,
                 matrix(known, count, width, width),
                 weight,
                 bias,
@@ -305,13 +307,14 @@ def _forward(
 
 @jit(product, perceptron, elementary, pointers, fastmath=True)
 def _backward(
+    dot: int,
     grad: int,
     keep: int,
     parameters: Numbers,
     found: Numbers,
     sizes: Numbers,
     starts: Numbers,
-    sequence: tuple[int, int],
+    shape: tuple[int, int, int],
     part: tuple[int, int],
     places: tuple[int, int, int, int],
 ) -> None:
@@ -322,15 +325,15 @@ def _backward(
     but for n's part: that is `to_own`. Both are gathered for some steps before they are multiplied.
     """
     tape, to_x, to_memory, scratch = places
-    time, rows = sequence
+    time, rows, most = shape
     layers, width = len(sizes), sizes[-1, 0]
     chunks, columns = max((rows + CHUNK - 1) // CHUNK, 1), starts[-1]
     room, one = max(BLOCK, CHUNK), np.float32(1.0)
     to_drive, to_own = scratch, scratch + 12 * room * width
     carry = to_own + 4 * room * width
     spare = carry + 4 * room * width
-    turned = spare + 8 * room * sizes.max()
-    copy = -1
+    turned = spare + 8 * room * most
+    copy, back = -1, turned
     for q in range(part[0], part[1]):
         c, i = q // chunks, q % chunks
         low = rows * i // chunks
@@ -340,8 +343,8 @@ def _backward(
             for k in range(layers):
                 if k or to_x:
                     turn(layer(parameters, sizes, k, c)[0], at(place, sizes[k, 1], sizes[k, 0]))
+                back = place  # ends with that of the memory's weight
                 place += 4 * sizes[k, 0] * sizes[k, 1]
-        back = turned + 4 * (sizes[: layers - 1, 0] * sizes[: layers - 1, 1]).sum()
         here = tape + 4 * columns * time * (c * rows + low)
         at(carry, 1, count * width)[:] = np.float32(0.0)
         steps, stop = max(BLOCK // max(count, 1), 1), time
@@ -372,14 +375,14 @@ def _backward(
                 gates = matrix(to_drive + 12 * width * first, count, 2 * width, 3 * width)
                 own = matrix(to_own + 4 * width * first, count, width, width)
                 to_before = matrix(carry, count, width, width)
-                accumulate(gates, matrix(back, 2 * width, width, width), to_before)
-                accumulate(own, matrix(back + 8 * width * width, width, width, width), to_before)
+                accumulate(dot, gates, matrix(back, 2 * width, width, width), to_before)
+                accumulate(dot, own, matrix(back + 8 * width * width, width, width, width), to_before)
             many, line = (stop - start) * count, start * count
             known = matrix(here + 4 * (time * count * starts[layers - 1] + line * width), many, width, width)
             gates, own = matrix(to_drive, many, 2 * width, 3 * width), matrix(to_own, many, width, width)
             to_weight, to_bias = layer(found, sizes, layers - 1, c)
-            accumulate(known.T, gates, to_weight[:, : 2 * width])
-            accumulate(known.T, own, to_weight[:, 2 * width :])
+            accumulate(dot, known.T, gates, to_weight[:, : 2 * width])
+            accumulate(dot, known.T, own, to_weight[:, 2 * width :])
             add_rows(gates, to_bias)
             add_rows(own, to_bias[:, 2 * width :])
             now, place = to_drive, back
@@ -389,17 +392,16 @@ def _backward(
                 before = matrix(here + 4 * (time * count * starts[k] + line * inner), many, inner, inner)
                 to_after = matrix(now, many, outer, outer)
                 to_weight, to_bias = layer(found, sizes, k, c)
-                accumulate(before.T, to_after, to_weight)
+                accumulate(dot, before.T, to_after, to_weight)
                 add_rows(to_after, to_bias)
-                now = spare + 4 * room * sizes.max() * (k % 2)
+                now = spare + 4 * room * most * (k % 2)
                 if k:
-                    gated(to_after, matrix(place, outer, inner, inner), before, matrix(now, many, inner, inner))
+                    gated(dot, to_after, matrix(place, outer, inner, inner), before, matrix(now, many, inner, inner))
                 elif to_x:
-                    multiply(to_after, matrix(place, outer, inner, inner), matrix(now, many, inner, inner))
+                    multiply(dot, to_after, matrix(place, outer, inner, inner), matrix(now, many, inner, inner))
                     for j in range(many):
                         t, row = start + j // count, low + j % count
-                        inputs = at(to_x + 4 * inner * ((c * time + t) * rows + row), 1, inner)[0]
-                        inputs[:] = at(now + 4 * inner * j, 1, inner)[0]
+                        move(to_x + 4 * inner * ((c * time + t) * rows + row), now + 4 * inner * j, 4 * inner)
             stop = start
         for j in range(count):
             first = at(to_memory + 4 * width * (c * rows + low + j), 1, width)[0]
@@ -411,19 +413,20 @@ def _backward(
 
 @jit(product, perceptron, elementary, pointers, fastmath=True)
 def _play(
+    dot: int,
     x: Places,
     memory: Places,
     parameters: Numbers,
     sizes: Numbers,
     unit: int,
-    copies: int,
-    rows: int,
+    shape: tuple[int, int, int],
     places: tuple[int, int, int],
 ) -> None:
     """`places`: outputs and memory, which it fills, and scratch; `unit` is the place of the unit among the layers."""
+    copies, rows, most = shape
     out, now, scratch = places
     layers, blocks = len(parameters), (rows + BLOCK - 1) // BLOCK
-    room, width = 4 * BLOCK * sizes.max(), sizes[unit, 1] // 3
+    room, width = 4 * BLOCK * most, sizes[unit, 1] // 3
     seen = at(scratch + 3 * room, 1, 4 * width)[0]
     for c in range(copies):
         for b in range(blocks):
@@ -436,12 +439,12 @@ def _play(
                 place = scratch + room * (k % 2) if k + 1 < layers else out + 4 * (c * rows + low) * sizes[k, 1]
                 result = at(place, count, sizes[k, 1])
                 if k == unit + 1:
-                    affine(some_rows(memory, c, low, count, width), weight, bias, result, NOTHING)
+                    affine(dot, some_rows(memory, c, low, count, width), weight, bias, result, NOTHING)
                     for i in range(count):
                         drive = at(scratch + room * (unit % 2) + 12 * width * i, 1, 3 * width)[0]
                         known = at(memory[0] + c * memory[1] + (low + i) * memory[2], 1, width)[0]
                         cell(drive, result[i], known, seen, at(now + 4 * width * (c * rows + low + i), 1, width)[0])
                     result = at(now + 4 * width * (c * rows + low), count, width)
                 else:
-                    affine(after, weight, bias, result, NOTHING if k == unit or k + 1 == layers else RELU)
+                    affine(dot, after, weight, bias, result, NOTHING if k == unit or k + 1 == layers else RELU)
                 after = result[:, :]

@@ -114,7 +114,8 @@ def _back(
     scratch = x.new_empty(2 * BLOCK * max(widths) + turned)
     places = hidden.data_ptr(), 0 if to_x is None else to_x.data_ptr(), scratch.data_ptr()
     numbers = addresses_of(parameters), addresses_of(found), np.array(widths)
-    _backward(place_of(x), place_of(grad), *numbers, copies, rows, places)
+    sizes = copies, rows, max(widths)
+    _backward(product.address(), place_of(x), place_of(grad), *numbers, sizes, places)
 
 
 def _forth(x: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +129,8 @@ def _forth(x: Tensor, parameters: Sequence[Tensor], keep: bool) -> tuple[Tensor,
     narrow = widths[-1] < NARROW
     out = x.new_empty((copies, widths[-1], rows) if narrow else (copies, rows, widths[-1]))
     places = hidden.data_ptr(), out.data_ptr(), scratch.data_ptr()
-    _forward(place_of(x), addresses_of(parameters), np.array(widths), copies, rows, places, keep)
+    sizes = copies, rows, max(widths)
+    _forward(product.address(), place_of(x), addresses_of(parameters), np.array(widths), sizes, places, keep)
     return out.transpose(1, 2) if narrow else out, x, hidden
 
 
@@ -163,18 +165,19 @@ def turn(x: Any, out: Any) -> None:
 
 @jit(product, pointers)
 def _forward(
+    dot: int,
     x: Places,
     parameters: Numbers,
     widths: Numbers,
-    copies: int,
-    rows: int,
+    sizes: tuple[int, int, int],
     places: tuple[int, int, int],
     keep: bool,
 ) -> None:
     """Fills hidden layers' activations and the output, which are in `places` with room for a block's narrow output."""
+    copies, rows, most = sizes
     hidden, out, scratch = places
     layers, blocks = len(parameters), (rows + BLOCK - 1) // BLOCK
-    room = 4 * BLOCK * widths.max()
+    room = 4 * BLOCK * most
     for c in range(copies):
         for b in range(blocks):
             low = rows * b // blocks
@@ -187,34 +190,37 @@ def _forward(
                 if k + 1 < layers:
                     place = start + 4 * (c * rows + low) * widths[k + 1] if keep else start + room * (k % 2)
                     after = at(place, count, widths[k + 1])
-                    affine(before, weight, bias, after, RELU)
+                    affine(dot, before, weight, bias, after, RELU)
                     start += 4 * copies * rows * widths[k + 1] if keep else 0
                     before = after[:, : widths[k + 1]]
                 elif widths[layers] < NARROW:
                     after = at(scratch, count, widths[layers])
-                    affine(before, weight, bias, after, NOTHING)
+                    affine(dot, before, weight, bias, after, NOTHING)
                     turn(after, at(out + 4 * c * rows * widths[layers], widths[layers], rows)[:, low : low + count])
                 else:
                     after = at(out + 4 * (c * rows + low) * widths[layers], count, widths[layers])
-                    affine(before, weight, bias, after, NOTHING)
+                    affine(dot, before, weight, bias, after, NOTHING)
 
 
 @jit(product, pointers)
 def _backward(
+    dot: int,
     x: Places,
     grad: Places,
     parameters: Numbers,
     found: Numbers,
     widths: Numbers,
-    copies: int,
-    rows: int,
+    sizes: tuple[int, int, int],
     places: tuple[int, int, int],
 ) -> None:
     """Fills the gradients `found` unless it is empty, and x's; `places`: hidden layers, gradient of x or 0, scratch."""
+    copies, rows, most = sizes
     hidden, to_x, scratch = places
     layers, blocks, narrow = len(parameters), max((rows + BLOCK - 1) // BLOCK, 1), widths[-1] < NARROW
     asked = len(found) > 0
-    room = 4 * BLOCK * widths.max()
+    room, inside = 4 * BLOCK * most, 0
+    for k in range(1, layers):
+        inside += widths[k]
     for c in range(copies):
         turned = scratch + 2 * room
         for k in range(layers):
@@ -232,7 +238,7 @@ def _backward(
             if asked:
                 to_bias = at(found[layers - 1, 2] + c * found[layers - 1, 3], 1, widths[layers])
                 add_rows(here, to_bias)
-            outputs, weights = hidden + 4 * copies * rows * widths[1:layers].sum(), turned
+            outputs, weights = hidden + 4 * copies * rows * inside, turned
             for back in range(layers):
                 k = layers - 1 - back
                 inner, width = widths[k], widths[k + 1]
@@ -243,29 +249,29 @@ def _backward(
                 else:
                     before = some_rows(x, c, low, count, inner)
                 if asked and narrow and back == 0:
-                    _add(here.T, before, to_narrow, b)
+                    _add(dot, here.T, before, to_narrow, b)
                 elif asked:
-                    _add(before.T, here, at(found[k, 0] + c * found[k, 1], inner, width), b)
+                    _add(dot, before.T, here, at(found[k, 0] + c * found[k, 1], inner, width), b)
                 if k:
                     after = at(scratch + room * (k % 2), count, inner)
-                    gated(here, at(weights, width, inner), before, after)
+                    gated(dot, here, at(weights, width, inner), before, after)
                     if asked:
                         add_rows(after, at(found[k - 1, 2] + c * found[k - 1, 3], 1, inner))
                     here = after[:, :inner]
                 elif to_x:
                     to_rows = at(to_x + 4 * (c * rows + low) * inner, count, inner)
-                    multiply(here, at(weights, width, inner), to_rows)
+                    multiply(dot, here, at(weights, width, inner), to_rows)
         if asked and narrow:
             turn(to_narrow, at(found[layers - 1, 0] + c * found[layers - 1, 1], widths[layers - 1], widths[layers]))
 
 
 @njit(inline="always")
-def _add(a: Any, b: Any, total: Any, before: Any) -> None:
+def _add(dot: Any, a: Any, b: Any, total: Any, before: Any) -> None:
     """To `total`, a b; after nothing, if there was none `before`."""
     if before:
-        accumulate(a, b, total)
+        accumulate(dot, a, b, total)
     else:
-        multiply(a, b, total)
+        multiply(dot, a, b, total)
 
 
 @njit(inline="always")

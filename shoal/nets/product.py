@@ -12,6 +12,7 @@ All arrays are float32, two-dimensional; `b`, `out` and what lies as `out` does 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -20,6 +21,10 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
+
+from shoal import pointers
+from shoal.jit import c_function
+from shoal.pointers import call
 
 _FEATURES = (config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()).split(",")
 LANES = 16 if "+avx512f" in _FEATURES else 8 if "+avx" in _FEATURES else 4
@@ -149,7 +154,6 @@ _part = _tile(ROWS, 1, masked=True)
 _one, _two, _three, _four = (_tile(FULL if vectors == MOST else ROWS, vectors) for vectors in (1, 2, 3, 4))
 
 
-@njit(nogil=True, error_model="numpy")
 def _product(
     a: int,
     a_row: int,
@@ -204,45 +208,43 @@ def _product(
         j += max(vectors, 1) * LANES
 
 
-@njit(nogil=True)
-def _of(a: Any, b: Any, out: Any, start: int, start_row: int, gate: int, floor: Any) -> None:
-    _product(
-        a.ctypes.data,
-        a.strides[0],
-        a.strides[1],
-        b.ctypes.data,
-        b.strides[0],
-        out.ctypes.data,
-        out.strides[0],
-        out.shape[0],
-        a.shape[1],
-        out.shape[1],
-        start,
-        start_row,
-        gate,
-        floor,
-    )
+@cache
+def _compiled() -> Any:
+    signature = f"void({', '.join(['int64'] * 13)}, float32)"
+    return c_function(_product, signature, pointers)
 
 
-@njit(nogil=True)
-def multiply(a: Any, b: Any, out: Any) -> None:
+def address() -> int:
+    """Of the product, which the functions below are given. It is compiled once, and not again by each that calls it."""
+    return _compiled().address  # type: ignore[no-any-return]
+
+
+@njit(inline="always")
+def _of(dot: Any, a: Any, b: Any, out: Any, start: Any, start_row: Any, gate: Any, floor: Any) -> None:
+    places = a.ctypes.data, a.strides[0], a.strides[1], b.ctypes.data, b.strides[0], out.ctypes.data, out.strides[0]
+    sizes = out.shape[0], a.shape[1], out.shape[1]
+    call(dot, (*places, *sizes, start, start_row, gate, floor))
+
+
+@njit(inline="always")
+def multiply(dot: Any, a: Any, b: Any, out: Any) -> None:
     """out = a b."""
-    _of(a, b, out, 0, 0, 0, NOTHING)
+    _of(dot, a, b, out, 0, 0, 0, NOTHING)
 
 
-@njit(nogil=True)
-def accumulate(a: Any, b: Any, out: Any) -> None:
+@njit(inline="always")
+def accumulate(dot: Any, a: Any, b: Any, out: Any) -> None:
     """out += a b."""
-    _of(a, b, out, out.ctypes.data, out.strides[0], 0, NOTHING)
+    _of(dot, a, b, out, out.ctypes.data, out.strides[0], 0, NOTHING)
 
 
-@njit(nogil=True)
-def affine(a: Any, b: Any, bias: Any, out: Any, floor: Any) -> None:
+@njit(inline="always")
+def affine(dot: Any, a: Any, b: Any, bias: Any, out: Any, floor: Any) -> None:
     """out = max(a b + bias, floor), with `bias` `[1, columns]`."""
-    _of(a, b, out, bias.ctypes.data, 0, 0, floor)
+    _of(dot, a, b, out, bias.ctypes.data, 0, 0, floor)
 
 
-@njit(nogil=True)
-def gated(a: Any, b: Any, gate: Any, out: Any) -> None:
+@njit(inline="always")
+def gated(dot: Any, a: Any, b: Any, gate: Any, out: Any) -> None:
     """out = a b where `gate`, which lies as `out` does, is above 0, and 0 elsewhere."""
-    _of(a, b, out, 0, 0, gate.ctypes.data, NOTHING)
+    _of(dot, a, b, out, 0, 0, gate.ctypes.data, NOTHING)
