@@ -8,36 +8,43 @@ from torch import Tensor
 
 from shoal.nets import perceptron
 from shoal.nets.mlp import Mlp
+from shoal.nets.perceptron import Between
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def precise(net: Mlp, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+def precise(net: Mlp, x: Tensor, between: Between) -> tuple[Tensor, list[Tensor]]:
     """The output, and what it depends on: input and parameters, in double precision."""
     leaves = [t.detach().double().requires_grad_() for t in (x, *(p for layer in net.layers for p in layer))]
     out = leaves[0]
     for k in range(len(net.layers)):
-        out = (out if k == 0 else out.relu()) @ leaves[1 + 2 * k] + leaves[2 + 2 * k]
+        if k and between == "norm":
+            out = (out - out.mean(-1, keepdim=True)) / (out.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        if k:
+            out = out.tanh() if between == "tanh" else out.relu()
+        out = out @ leaves[1 + 2 * k] + leaves[2 + 2 * k]
     return out, leaves
 
 
 @pytest.mark.parametrize("sizes", [(5, 3), (5, 20), (7, 16, 1), (18, 64, 64, 5), (6, 40, 24, 33)])
 @pytest.mark.parametrize(("copies", "rows"), [(1, 1), (1, 700), (3, 257)])
 @pytest.mark.parametrize("agents_inside", [False, True])
+@pytest.mark.parametrize("between", ["relu", "tanh", "norm"])
 def test_outputs_and_gradients_are_those_of_the_equations(
-    sizes: tuple[int, ...], copies: int, rows: int, agents_inside: bool
+    sizes: tuple[int, ...], copies: int, rows: int, agents_inside: bool, between: Between
 ) -> None:
     net = Mlp(sizes, copies, torch.Generator().manual_seed(0))
     x = draw(rows, copies, sizes[0]).transpose(0, 1) if agents_inside else draw(copies, rows, sizes[0])
     x.requires_grad_()
     grad = draw(copies, rows, sizes[-1], seed=2)
-    out = perceptron.forward(x, net.layers)
-    expected, leaves = precise(net, x)
+    out = perceptron.forward(x, net.layers, between)
+    expected, leaves = precise(net, x, between)
     assert torch.allclose(out.double(), expected, atol=1e-5)
     with torch.no_grad():
-        assert torch.equal(perceptron.forward(x, net.layers), out)
+        assert torch.equal(perceptron.forward(x, net.layers, between), out)
+        assert torch.allclose(perceptron.plain(x, net.layers, between)[0], out, atol=1e-5)
     found = torch.autograd.grad(out, [x, *(p for layer in net.layers for p in layer)], grad)
     for one, other in zip(found, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
         assert torch.allclose(one.double(), other, atol=1e-4, rtol=1e-4)

@@ -28,6 +28,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("vdn", SPREAD, {"epsilon_steps": 60}, {}),
     ("qmix", LISTEN, {"epsilon_steps": 60, "net": GRU}, {}),
     ("iql", FORAGE, {"epsilon_steps": 60, "net": {"shared": False, **GRU}}, {}),
+    ("pqn_vdn", SPREAD, {"net": {"norm": "layer", "hidden": (20, 12)}}, {}),
+    ("qmix", SPREAD, {"net": {"norm": "layer", **GRU}}, {}),
     ("pqn_vdn", "rware/tiny-2ag", {"epsilon_steps": 60}, {}),
     ("maddpg", SPREAD, {"warmup": 30}, {}),
     ("maddpg", SPREAD, {"warmup": 30}, {"continuous_actions": True}),
@@ -95,7 +97,6 @@ def test_threads_that_share_the_environments_change_nothing(monkeypatch: pytest.
     ("env", "settings"),
     [
         (SPREAD, {"net": {"comm": "mean"}}),
-        (SPREAD, {"net": {"norm": "layer"}}),
         (SPREAD, {"net": {"pool": "mean"}}),
         ("tutorial/drift", {}),
         ("matrix/climbing", {}),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shoal import tree
 from shoal.nets.dense import AgentNet
 from shoal.nets.gru import CHUNK, Gru, plain
-from shoal.nets.mixers import Monotonic, Sum
+from shoal.nets.mixers import Monotonic, Sum, _Mixed, mix
 from shoal.nets.normalise import ValueNorm
 from shoal.nets.together import foresee
 from shoal.replay import Replay, SumTree, allocate
@@ -176,6 +176,19 @@ def test_monotonic_mixer_never_falls_with_an_agents_value(seed: int) -> None:
     (slope,) = torch.autograd.grad(mixer(q, state).sum(), q)
     assert (slope >= 0).all()
     assert (slope > 0).any(0).all()
+
+
+@pytest.mark.parametrize(("agents", "embed"), [(1, 4), (3, 32), (5, 7)])
+def test_compiled_mixing_is_the_plain_one(agents: int, embed: int) -> None:
+    g = generator()
+    q = torch.randn(6, 11, agents, generator=g).mul_(3).requires_grad_()
+    weights = torch.randn(6, 11, (agents + 2) * embed + 1, generator=g).requires_grad_()
+    grad = torch.randn(6, 11, generator=g)
+    found, expected = _Mixed.apply(q, weights), mix(q, weights)
+    assert torch.allclose(found, expected, atol=1e-4)
+    gradients = (torch.autograd.grad(out, (q, weights), grad) for out in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 # Returns and scales

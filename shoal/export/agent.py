@@ -13,7 +13,7 @@ from shoal import actions
 from shoal.nets.comm import UNHEARD
 from shoal.nets.conv import Conv, real
 from shoal.nets.dense import AgentNet
-from shoal.nets.mlp import normalise
+from shoal.nets.perceptron import normalise
 from shoal.nets.pool import WIDTH, Pool, Sight
 from shoal.types import SELF, Discrete, Groups, GroupSpec
 

@@ -21,7 +21,7 @@ from shoal.jit import c_function
 from shoal.nets import gru, perceptron, product
 from shoal.nets.dense import AgentNet
 from shoal.nets.gru import cell
-from shoal.nets.perceptron import BLOCK, RELU
+from shoal.nets.perceptron import BLOCK, RELU, standardise
 from shoal.nets.product import NOTHING, affine
 from shoal.pointers import addresses_of, at, flags, layer, matrix, move, words
 from shoal.roll import SIGNATURE
@@ -38,8 +38,8 @@ WORTH = 30_000_000
 (
     AGENTS, COPIES, OBS, OBS_ENV, OBS_AGENT, COLUMNS, NAMED, LAYERS, PARAMETERS, SIZES, MOST, UNIT, MEMORY, WIDTH,
     LEGAL, LEGAL_ENV, LEGAL_AGENT, ACTION, ACTION_ENV, ACTION_AGENT, SIZE, WAY, NOISE, NOISE_STEP, SECOND, SPREAD,
-    SPREAD_COPY, OF_STATE, FIELDS,
-) = range(29)  # fmt: skip
+    SPREAD_COPY, OF_STATE, NORM, FIELDS,
+) = range(30)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Player:
         found = dict.fromkeys(range(FIELDS), 0)
         found |= {AGENTS: net.num_agents, COPIES: 1 if net.shared else net.num_agents}
         found |= {OBS: obs.data_ptr(), OBS_ENV: obs.stride(0) * 4, OBS_AGENT: obs.stride(1) * 4}
-        found |= {COLUMNS: net.size, NAMED: net.identity.shape[1]}
+        found |= {COLUMNS: net.size, NAMED: net.identity.shape[1], NORM: int(net.mlp.norm)}
         found |= {LAYERS: len(layers), PARAMETERS: parameters.ctypes.data, SIZES: sizes.ctypes.data}
         found |= {MOST: int(sizes.max()), UNIT: len(net.mlp.layers) if net.memory else -2}
         found |= {MEMORY: memory.data_ptr(), WIDTH: net.memory}
@@ -163,7 +163,7 @@ def can_play(nets: dict[str, AgentNet], env: Compiled) -> bool:
     """Whether `Player` can: perceptrons on a CPU, with or without memory, that read numbers."""
     for name, net in nets.items():
         obs, weight = env.result.view.obs[name], net.mlp.layers[0][0]
-        plain = net.eyes.plain and not net.mlp.norm and not net.channel.rounds
+        plain = net.eyes.plain and not net.channel.rounds
         numbers = obs.dtype == weight.dtype == torch.float32 and obs[0, 0].is_contiguous()
         if not (plain and numbers and weight.is_cpu and net.size):
             return False
@@ -229,9 +229,16 @@ def _outputs(dot: Any, seat: Any, c: Any, first: Any, envs: Any, each: Any, scra
                 cell(at(drive + 12 * width * row, 1, 3 * width)[0], recalled, own, seen, own)
             place, span = known, apart
         else:
-            floor = NOTHING if k == unit or k + 1 == layers else RELU
+            inside = k != unit and k + 1 < layers
+            floor = RELU if inside and not seat[NORM] else NOTHING
             inputs, outputs = sizes[k, 0], sizes[k, 1]
             affine(dot, matrix(place, rows, inputs, span), weight, bias, matrix(after, rows, outputs, outputs), floor)
+            if inside and seat[NORM]:
+                for row in range(rows):
+                    hidden = at(after + 4 * outputs * row, 1, outputs)[0]
+                    standardise(hidden)
+                    for j in range(outputs):
+                        hidden[j] = max(hidden[j], RELU)
             place, span = after, outputs
     return place, span
 

@@ -16,7 +16,7 @@ from shoal.nets import perceptron
 from shoal.nets.comm import Channel, Talk
 from shoal.nets.conv import Block, Eyes, Kind, real
 from shoal.nets.gru import Gru, play
-from shoal.nets.mlp import ALL, Mlp, normalise
+from shoal.nets.mlp import ALL, Mlp
 from shoal.nets.pool import Pool, Pooling
 from shoal.threads import Crew
 from shoal.types import ShoalError
@@ -178,7 +178,7 @@ class AgentNet(nn.Module):
         rows, before = self._seen(x, agents), perceptron.of(self.mlp.layers, some)
         if self.mlp.norm or not self.memory:
             rows, before = self.mlp(rows, some), ()
-            rows = (normalise(rows) if self.mlp.norm else rows).relu()
+            rows = (perceptron.normalise(rows) if self.mlp.norm else rows).relu()
         if not self.memory:
             return self._outward(rows, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
         keep, sequence = None, (len(x), rows.shape[1] // len(x))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shoal import elementary
+from shoal.elementary import exp
+from shoal.jit import jit
+from shoal.nets import perceptron
 from shoal.nets.mlp import Mlp
+
+Array = NDArray[np.float32]
 
 
 class Sum(nn.Module):
@@ -28,9 +38,8 @@ class Hyper(nn.Module):
         self.first, self.second = Mlp((size, width), 1, generator), Mlp((width, out), 1, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.first(x.reshape(1, -1, x.shape[-1])).tanh()
-        weights: Tensor = self.second(hidden).view(*x.shape[:-1], -1)
-        return weights
+        layers = [*self.first.layers, *self.second.layers]
+        return perceptron.apply(x.reshape(1, -1, x.shape[-1]), layers, "tanh").view(*x.shape[:-1], -1)
 
 
 class Monotonic(nn.Module):
@@ -51,11 +60,90 @@ class Monotonic(nn.Module):
         self.hyper = Hyper(state_size, width, sum(self.sizes), generator)
 
     def forward(self, q: Tensor, state: Tensor) -> Tensor:
-        first, bias, second, last = self.hyper(state).split(self.sizes, -1)
-        first = first.abs().unflatten(-1, (q.shape[-1], -1))
-        hidden = functional.elu((q.unsqueeze(-1) * first).sum(-2) + bias)
-        total: Tensor = (hidden * second.abs()).sum(-1) + last.squeeze(-1)
+        weights = self.hyper(state)
+        if q.is_cpu and q.dtype == weights.dtype == torch.float32:
+            mixed: Tensor = _Mixed.apply(q, weights)
+            return mixed
+        return mix(q, weights)
+
+
+def mix(q: Tensor, weights: Tensor) -> Tensor:
+    """`[..., agent]` and `[..., W_1, b_1, W_2, b_2]` to `[...]`: Monotonic's equation."""
+    embed = (weights.shape[-1] - 1) // (q.shape[-1] + 2)
+    first, bias, second, last = weights.split([q.shape[-1] * embed, embed, embed, 1], -1)
+    first = first.abs().unflatten(-1, (q.shape[-1], -1))
+    hidden = functional.elu((q.unsqueeze(-1) * first).sum(-2) + bias)
+    return (hidden * second.abs()).sum(-1) + last.squeeze(-1)
+
+
+class _Mixed(torch.autograd.Function):
+    """`mix`, compiled."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, weights: Tensor) -> Tensor:
+        q, weights = q.contiguous(), weights.contiguous()
+        ctx.save_for_backward(q, weights)
+        total = q.new_empty(q.shape[:-1])
+        _mix(*(x.detach().view(-1, n).numpy() for x, n in ((q, q.shape[-1]), (weights, weights.shape[-1]), (total, 1))))
         return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        q, weights = ctx.saved_tensors
+        given = q, weights, grad.contiguous().unsqueeze(-1), torch.empty_like(q), torch.empty_like(weights)
+        _unmix(*(x.view(-1, x.shape[-1]).numpy() for x in given))
+        return given[3], given[4]
+
+
+@jit(elementary, fastmath=True)
+def _mix(q: Array, weights: Array, total: Array) -> None:
+    one, agents = np.float32(1.0), q.shape[1]
+    embed = (weights.shape[1] - 1) // (agents + 2)
+    hidden = np.empty(embed, np.float32)
+    for row in range(len(q)):
+        w = weights[row]
+        bias, second = w[agents * embed : (agents + 1) * embed], w[(agents + 1) * embed : (agents + 2) * embed]
+        hidden[:] = bias
+        for i in range(agents):
+            first, value = w[i * embed : (i + 1) * embed], q[row, i]
+            for e in range(embed):
+                hidden[e] += value * abs(first[e])
+        found = w[-1]
+        for e in range(embed):
+            bent = hidden[e] if hidden[e] > 0 else exp(hidden[e]) - one
+            found += bent * abs(second[e])
+        total[row, 0] = found
+
+
+@jit(elementary, fastmath=True)
+def _unmix(q: Array, weights: Array, grad: Array, to_q: Array, to_weights: Array) -> None:
+    """From the gradient of the mixed value to those of `q` and `weights`."""
+    zero, one, agents = np.float32(0.0), np.float32(1.0), q.shape[1]
+    embed = (weights.shape[1] - 1) // (agents + 2)
+    hidden = np.empty(embed, np.float32)
+    for row in range(len(q)):
+        w, to_w, g = weights[row], to_weights[row], grad[row, 0]
+        bias, second = w[agents * embed : (agents + 1) * embed], w[(agents + 1) * embed : (agents + 2) * embed]
+        to_bias = to_w[agents * embed : (agents + 1) * embed]
+        to_second = to_w[(agents + 1) * embed : (agents + 2) * embed]
+        hidden[:] = bias
+        for i in range(agents):
+            first, value = w[i * embed : (i + 1) * embed], q[row, i]
+            for e in range(embed):
+                hidden[e] += value * abs(first[e])
+        for e in range(embed):
+            low = exp(min(hidden[e], zero))
+            bent = hidden[e] if hidden[e] > 0 else low - one
+            to_second[e] = g * bent * np.sign(second[e])
+            to_bias[e] = g * abs(second[e]) * low
+        for i in range(agents):
+            first, to_first, value = w[i * embed : (i + 1) * embed], to_w[i * embed : (i + 1) * embed], q[row, i]
+            slope = zero
+            for e in range(embed):
+                to_first[e] = to_bias[e] * value * np.sign(first[e])
+                slope += to_bias[e] * abs(first[e])
+            to_q[row, i] = slope
+        to_w[-1] = g
 
 
 class Joint(nn.Module):

@@ -7,7 +7,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from shoal.nets import perceptron
 
@@ -18,7 +17,7 @@ class Mlp(nn.Module):
     """`copies` perceptrons of the same sizes side by side: `[copies, batch, in] -> [copies, batch, out]`, ReLU between.
 
     Weights and biases are drawn as `torch.nn.Linear` draws them (uniform, bound 1/sqrt(fan_in)), from `generator`. With
-    `norm`, hidden units are normalised before ReLU, see `normalise`.
+    `norm`, hidden units are normalised before ReLU, see `perceptron.normalise`.
     """
 
     def __init__(self, sizes: tuple[int, ...], copies: int, generator: torch.Generator, norm: bool = False) -> None:
@@ -34,12 +33,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
         """Of all copies, or of `some` of them."""
-        layers = perceptron.of(self.layers, some)
-        if self.norm:
-            for layer in layers[:-1]:
-                x = normalise(perceptron.apply(x, [layer])).relu()
-            layers = layers[-1:]
-        return perceptron.apply(x, layers)
+        return perceptron.apply(x, perceptron.of(self.layers, some), "norm" if self.norm else "relu")
 
     def linearize(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The output, and what `pull_weights` and `pull_input` need. Not with `norm`."""
@@ -61,11 +55,6 @@ class Mlp(nn.Module):
         to_x = grad.new_empty(kept[0].shape)
         perceptron.pull(kept, self.layers, grad, (), to_x)
         return to_x
-
-
-def normalise(hidden: Tensor) -> Tensor:
-    """Layer normalisation (Ba et al. 2016, arXiv 1607.06450) along the last axis, without gains and biases."""
-    return functional.layer_norm(hidden, hidden.shape[-1:])
 
 
 class Each(nn.Module):
