@@ -73,7 +73,8 @@ def mix(q: Tensor, weights: Tensor) -> Tensor:
     first, bias, second, last = weights.split([q.shape[-1] * embed, embed, embed, 1], -1)
     first = first.abs().unflatten(-1, (q.shape[-1], -1))
     hidden = functional.elu((q.unsqueeze(-1) * first).sum(-2) + bias)
-    return (hidden * second.abs()).sum(-1) + last.squeeze(-1)
+    total: Tensor = (hidden * second.abs()).sum(-1) + last.squeeze(-1)
+    return total
 
 
 class _Mixed(torch.autograd.Function):
