@@ -22,7 +22,8 @@ from shoal.train import Diverged, Progress, train
 from shoal.types import ShoalError
 
 FACTORY = f"{Path(__file__).parent / 'conftest.py'}:Relay"
-SMALL = ["--warmup", "100", "--batch-size", "16", "--net.hidden", "8", "8", "--eval-episodes", "4"]
+SMALL = ["--num-envs", "1", "--update-every", "1", "--warmup", "100", "--batch-size", "16"]
+SMALL += ["--net.hidden", "8", "8", "--eval-episodes", "4"]
 
 
 def shoal_train(*arguments: str) -> int:
