@@ -11,7 +11,9 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal import actions, tree
+from shoal import actions, pointers, tree
+from shoal.jit import jit
+from shoal.pointers import move
 from shoal.types import Agents, Batch, EnvSpec, ShoalError, Tree
 
 Numbers = NDArray[np.float64]
@@ -151,8 +153,9 @@ class Replay:
         self.storage = allocate(spec, (rows, num_envs), sizes)
         self.ring = tree.leaves(self.storage)
         drawn: Batch = tree.map(lambda x: x.new_zeros(self.length, batch_size, *x.shape[2:]), self.storage)
-        flat = [(x.flatten(0, 1), out.flatten(0, 1)) for x, out in zip(self.ring, tree.leaves(drawn), strict=True)]
-        self.columns = [(x, out) for x, out in flat if x.numel()]
+        pairs = [(x, out) for x, out in zip(self.ring, tree.leaves(drawn), strict=True) if x.numel()]
+        places = [(x.data_ptr(), out.data_ptr(), x[0, 0].numel() * x.element_size()) for x, out in pairs]
+        self.columns = np.array(places, np.int64).reshape(-1, 3)
         self.drawn = drawn if length else tree.index(drawn, 0)
         self.ahead = torch.arange(self.length).unsqueeze(1)
         self.written = 0  # rows, ever
@@ -209,8 +212,7 @@ class Replay:
             weight = (probability * starts) ** -self.correction
             self.weight = weight / weight.max()
         where = (self.slots + self.num_envs * self.ahead).flatten() % (self.rows * self.num_envs)
-        for column, out in self.columns:
-            torch.index_select(column, 0, where, out=out)
+        _gather(self.columns, where.numpy())
         return self.drawn
 
     def prioritise(self, error: Tensor) -> None:
@@ -276,6 +278,14 @@ class SumTree:
     def load_state_dict(self, state: Tree) -> None:
         self.highest = state["highest"]
         self.set(torch.arange(self.leaves), state["leaves"])
+
+
+@jit(pointers)
+def _gather(columns: Slots, where: Slots) -> None:
+    """Rows `where`, in this order, of each column: the address of all rows, that of those drawn, and bytes of a row."""
+    for k in range(len(columns)):
+        for i in range(len(where)):
+            move(columns[k, 1] + i * columns[k, 2], columns[k, 0] + where[i] * columns[k, 2], columns[k, 2])
 
 
 @njit(cache=True)

@@ -65,7 +65,7 @@ def foresee(nets: Nets, next_x: Groups, out: Groups, after: Groups, ended: Tenso
     """
     if not next(iter(nets.values())).memory:
         return unroll(nets, next_x, {name: rows[0] for name, rows in after.items()}, ended, next_hears)[0]
-    anew = torch.cat([ended[:-1], torch.ones_like(ended[-1:])])
+    anew = torch.cat([ended[:-1], torch.ones_like(ended[-1:])]).nonzero(as_tuple=True)
     inputs, memory = ({name: rows[anew] for name, rows in groups.items()} for groups in (next_x, after))
     other = step(nets, inputs, memory, next_hears[anew])[0]
     following = {}
