@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.env import ParticleEnv
 from shoal.envs.mpe.world import Agent, Landmark, Layout, distance, scatter, write_neighbors, write_relative
+from shoal.jit import compiled
 from shoal.types import ShoalError
 
 

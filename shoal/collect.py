@@ -118,6 +118,7 @@ class LocalCollector:
         def rollout() -> None:
             player.prepare()
             player.share(play)
+            self.view = env.result.view
 
         return rollout
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from numba import cfunc, njit
 
+compiled = njit(_nrt=False, forceinline=True, error_model="numpy")
+"""Compiles a helper of kernels: without reference counting, which costs more than the helpers themselves."""
+
 
 def version(*modules: ModuleType) -> str:
     """A hash of their files."""

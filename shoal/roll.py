@@ -15,7 +15,7 @@ from numba import njit
 from torch import Tensor
 
 from shoal import pointers
-from shoal.jit import c_function
+from shoal.jit import c_function, compiled
 from shoal.pointers import Numbers, call, flags, move, words
 from shoal.types import Batch, Groups, Step, View
 
@@ -25,8 +25,6 @@ ONCE: Roll = (1, 0, 0, 0, 0, 0)
 """One step, with actions that have been chosen before."""
 SIGNATURE = "void(int64, int64, int64, int64)"
 """Of those functions: a table, the first of the environments, that after the last, and the number of the step."""
-
-compiled = njit(_nrt=False, forceinline=True, error_model="numpy")
 
 
 @compiled

@@ -326,7 +326,7 @@ OWN = '''
 
 from typing import Any, NamedTuple
 
-from shoal.envs.common.pcg64 import compiled
+from shoal.jit import compiled
 from shoal.envs.mpe.world import Agent, Layout, World, distance, edge_cost, scatter, write_relative
 
 

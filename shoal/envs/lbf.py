@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.envs.common.kernel_env import KernelEnv, Pixels, compiled_kernel
-from shoal.envs.common.pcg64 import compiled, integer, shuffle
+from shoal.envs.common.pcg64 import integer, shuffle
+from shoal.jit import compiled
 from shoal.roll import begin, finish
 from shoal.types import SELF, Discrete, GroupSpec, Part, ShoalError, columns
 

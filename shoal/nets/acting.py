@@ -25,11 +25,10 @@ from shoal.nets.perceptron import BLOCK, RELU, standardise
 from shoal.nets.product import NOTHING, affine
 from shoal.pointers import addresses_of, at, flags, layer, matrix, move, words
 from shoal.roll import SIGNATURE
+from shoal.surrogate import EXACT
 from shoal.threads import Crew
 from shoal.types import Compiled, Groups
 
-EXACT = {"nsz", "arcp", "contract"}
-"""See `surrogate`."""
 Way = Literal["greedy", "draw", "log_std", "std"]
 WAYS: tuple[Way, ...] = ("greedy", "draw", "log_std", "std")
 GREEDY, DRAW, LOG_STD, STD = range(4)
@@ -208,11 +207,8 @@ def _outputs(dot: Any, seat: Any, c: Any, first: Any, envs: Any, each: Any, scra
             name[:] = RELU
             name[agent] = np.float32(1.0)
     high = max(BLOCK, seat[AGENTS])
-    buffers, parameters, sizes = (
-        place + 4 * high * span,
-        words(seat[PARAMETERS], layers, 4),
-        words(seat[SIZES], layers, 2),
-    )
+    parameters, sizes = words(seat[PARAMETERS], layers, 4), words(seat[SIZES], layers, 2)
+    buffers = place + 4 * high * span
     seen = at(buffers + 8 * high * most, 1, 4 * width)[0]
     for k in range(layers):
         weight, bias = layer(parameters, sizes, k, c)
@@ -312,6 +308,4 @@ def _pick(says: Any, legal: Any, masked: Any, luck: Any, random: Any, draw: Any)
 @cache
 def function() -> Any:
     """`_act` in C."""
-    return c_function(
-        _act, SIGNATURE, product, perceptron, gru, elementary, pointers, fastmath={"nsz", "arcp", "contract"}
-    )
+    return c_function(_act, SIGNATURE, product, perceptron, gru, elementary, pointers, fastmath=EXACT)

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.envs.common.kernel_env import FILES, KernelEnv, Pixels
-from shoal.envs.common.pcg64 import compiled, integer
-from shoal.jit import jit
+from shoal.envs.common.pcg64 import integer
+from shoal.jit import compiled, jit
 from shoal.roll import begin, finish
 from shoal.types import Discrete, GroupSpec, ShoalError
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from shoal.jit import compiled
 
 MULTIPLIER_HIGH = np.uint64(2549297995355413924)
 MULTIPLIER_LOW = np.uint64(4865540595714422341)
-compiled = njit(_nrt=False, forceinline=True, error_model="numpy")
-"""Compiles a helper of the kernels: without reference counting, which costs more than the helpers themselves."""
-
 LOW_HALF = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 

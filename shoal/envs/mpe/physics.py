@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from shoal import pointers, roll
 from shoal.envs.common import pcg64
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe import world
 from shoal.envs.mpe.world import World, distance
-from shoal.jit import version
+from shoal.jit import compiled, version
 from shoal.roll import begin, finish
 from shoal.types import ShoalError
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import Agent, Landmark, Layout, distance, scatter, write_relative
+from shoal.jit import compiled
 
 
 class Params(NamedTuple):

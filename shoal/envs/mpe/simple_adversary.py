@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from shoal.envs.common import pcg64
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import (
     Agent,
     Landmark,
@@ -24,6 +23,7 @@ from shoal.envs.mpe.world import (
     write_neighbors,
     write_relative,
 )
+from shoal.jit import compiled
 from shoal.types import SELF, Part, ShoalError
 
 ADVERSARY = 0  # agents 1..N are good

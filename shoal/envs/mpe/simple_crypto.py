@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shoal.envs.common import pcg64
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import Agent, Landmark, Layout, scatter
+from shoal.jit import compiled
 
 EVE, BOB, ALICE = 0, 1, 2
 WORDS = 4

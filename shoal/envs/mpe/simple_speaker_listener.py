@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shoal.envs.common import pcg64
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import Agent, Landmark, Layout, distance, scatter, write_relative
+from shoal.jit import compiled
 
 SPEAKER, LISTENER = 0, 1
 LANDMARKS = 2  # the first one's number

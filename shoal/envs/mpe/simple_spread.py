@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import (
     Agent,
     Landmark,
@@ -22,6 +21,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_neighbors,
 )
+from shoal.jit import compiled
 from shoal.types import SELF, Part, ShoalError
 
 CAPTURE_RADIUS = 0.1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import (
     Agent,
     Landmark,
@@ -21,6 +20,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_neighbors,
 )
+from shoal.jit import compiled
 from shoal.types import SELF, Part, ShoalError
 
 STAGES = (0.5, 0.75, 1.0)  # of the good agents' full speed

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shoal.envs.common.pcg64 import compiled
 from shoal.envs.mpe.world import (
     Agent,
     Landmark,
@@ -26,6 +25,7 @@ from shoal.envs.mpe.world import (
     touching,
     write_relative,
 )
+from shoal.jit import compiled
 from shoal.types import SELF, Part, ShoalError
 
 LEADER = 0  # the first adversary

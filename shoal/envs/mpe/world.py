@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
-from shoal.envs.common.pcg64 import compiled
+from shoal.jit import compiled
 from shoal.types import Part, ShoalError, columns
 
 

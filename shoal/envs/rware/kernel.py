@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
 from shoal.envs.common.kernel_env import compiled_kernel
-from shoal.envs.common.pcg64 import compiled
+from shoal.jit import compiled
 from shoal.roll import begin, finish
 
 NOOP, FORWARD, LEFT, RIGHT, TOGGLE_LOAD = range(5)
