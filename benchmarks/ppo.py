@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import shoal
 from shoal.algorithms.ppo import PPO
-from shoal.nets.product import multiply
+from shoal.nets.product import address, multiply
 from shoal.threads import Crew, cores
 
 ENVS, TIME, EPOCHS, ROUNDS = 512, 25, 4, 5
@@ -42,13 +42,13 @@ def operations(algorithm: PPO) -> int:
 
 
 @njit(nogil=True)
-def products(x: Array, weight: Array, out: Array, grad: Array, repeats: int) -> None:
+def products(dot: int, x: Array, weight: Array, out: Array, grad: Array, repeats: int) -> None:
     """As forth and back, a block at a time: of its output, and of both gradients."""
     for _ in range(repeats):
         for k in range(len(x)):
-            multiply(x[k], weight, out)
-            multiply(x[k].T, out, grad)
-            multiply(out, weight, x[k])
+            multiply(dot, x[k], weight, out)
+            multiply(dot, x[k].T, out, grad)
+            multiply(dot, out, weight, x[k])
 
 
 def ceiling(workers: int) -> float:
@@ -56,9 +56,9 @@ def ceiling(workers: int) -> float:
     crew, blocks, rows, repeats = Crew(workers), 25, 192, 60
     shapes = (blocks, rows, 64), (64, 64), (rows, 64), (64, 64)
     tensors = [[np.zeros(shape, np.float32) for shape in shapes] for _ in range(workers)]
-    crew.map(lambda k: products(*tensors[k], 1), range(workers))
+    crew.map(lambda k: products(address(), *tensors[k], 1), range(workers))
     start = time.perf_counter()
-    crew.map(lambda k: products(*tensors[k], repeats), range(workers))
+    crew.map(lambda k: products(address(), *tensors[k], repeats), range(workers))
     return workers * repeats * blocks * 3 * rows * 64 * 64 * 2 / (time.perf_counter() - start)
 
 
