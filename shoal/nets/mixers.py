@@ -104,7 +104,8 @@ def _mix(q: Array, weights: Array, total: Array) -> None:
     for row in range(len(q)):
         w = weights[row]
         bias, second = w[agents * embed : (agents + 1) * embed], w[(agents + 1) * embed : (agents + 2) * embed]
-        hidden[:] = bias
+        for e in range(embed):
+            hidden[e] = bias[e]
         for i in range(agents):
             first, value = w[i * embed : (i + 1) * embed], q[row, i]
             for e in range(embed):
@@ -127,7 +128,8 @@ def _unmix(q: Array, weights: Array, grad: Array, to_q: Array, to_weights: Array
         bias, second = w[agents * embed : (agents + 1) * embed], w[(agents + 1) * embed : (agents + 2) * embed]
         to_bias = to_w[agents * embed : (agents + 1) * embed]
         to_second = to_w[(agents + 1) * embed : (agents + 2) * embed]
-        hidden[:] = bias
+        for e in range(embed):
+            hidden[e] = bias[e]
         for i in range(agents):
             first, value = w[i * embed : (i + 1) * embed], q[row, i]
             for e in range(embed):
