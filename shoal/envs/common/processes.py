@@ -44,7 +44,7 @@ Make = Callable[[int, int], Sequence[VecEnv]]
 """`make(first, count)`: the environments first..first+count-1, each a `VecEnv` of one environment."""
 
 ATTEMPTS = 3  # failures in a row, without a step between them
-PATIENCE = 600.0  # seconds for a worker to start, or to load a state (which may be to play an episode again)
+PATIENCE = 600.0  # seconds for a worker to start; to load a state, at most
 FAREWELL = 5.0  # seconds for workers to close their environments
 HEADER = struct.Struct("<Q")
 PR_SET_PDEATHSIG = 1  # Linux's sys/prctl.h
@@ -439,11 +439,16 @@ class Processes:
             worker.restarts, worker.lost = restarts, lost
             envs = state["envs"][worker.rows]
             if None not in envs:
-                self._call([worker], PATIENCE, 1 - self.turn, "load_state_dict", envs)
+                self._call([worker], self._patience(worker), 1 - self.turn, "load_state_dict", envs)
                 continue
             if not lost:
                 worker.restarts, worker.lost = restarts + 1, True
             self._call([worker], self.timeout, 1 - self.turn, "reset", self._seed_of(worker), 1 - self.turn)
+
+    def _patience(self, worker: _Worker) -> float:
+        """Seconds to load its environments: each step so far is played again, and may take as long as any."""
+        steps = int(self.shared.episodes[worker.rows, 1].clamp(min=0).sum())
+        return min(PATIENCE, self.timeout * (worker.last - worker.first + steps))
 
     def close(self) -> None:
         """End the workers, as also happens when this is collected as garbage and when the interpreter ends."""
