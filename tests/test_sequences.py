@@ -94,6 +94,7 @@ def test_compiled_gru_resets_as_the_plain_one_does(copies: int, rows: int) -> No
 def test_threads_and_the_layers_before_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the equations one at a time; with two threads to the bit what one has."""
     monkeypatch.setattr("shoal.nets.gru.PART", 1000)  # a part for each chunk
+    monkeypatch.setattr("shoal.nets.gru.LEAST", 1)
     g = generator(2)
     net = AgentNet(2, (4, 20, 9, 2), shared=False, generator=g, memory=WIDTH)
     x, memory = torch.randn(2, TIME, rows, 4, generator=g), torch.randn(2, rows, WIDTH, generator=g)

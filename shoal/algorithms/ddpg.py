@@ -152,6 +152,7 @@ class DDPG:
         return acting.Player(self.actors, choosers, env, memory, steps, self._draw, None)
 
     def _draw(self, noise: Groups) -> float:
+        """Of one step, as `act` draws it; returns whether all of it is random."""
         random = self.env_steps < self.config.warmup
         for name, numbers in noise.items():
             if isinstance(self.spec.groups[name].action, Discrete):

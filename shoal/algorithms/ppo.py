@@ -251,6 +251,7 @@ class PPO:
         return acting.Player(self.nets, choosers, env, memory, steps, self._draw, self.crew)
 
     def _draw(self, noise: Groups) -> float:
+        """Of one step, as `actions.sample` draws it; nothing is done at random."""
         for name, numbers in noise.items():
             box = isinstance(self.spec.groups[name].action, Box)
             (numbers.normal_ if box else numbers.uniform_)(generator=self.sampler)

@@ -127,6 +127,7 @@ class QAgents:
         return acting.Player(self.nets, choosers, env, memory, steps, self._draw, self.crew)
 
     def _draw(self, noise: Groups) -> float:
+        """Of one step, as `_choose` draws it; returns epsilon."""
         epsilon = self.epsilon
         for numbers in noise.values():
             numbers.uniform_(generator=self.sampler)

@@ -28,6 +28,8 @@ CHUNK = 24
 """Rows that go through a sequence together: what belongs to them stays in the cache."""
 PART = 30_000_000
 """Weights that rows meet on their way, from which they are worth a thread's wake-up."""
+LEAST = 512
+"""Rows of all steps that are worth gradients of their own, which are added afterwards."""
 
 
 class Gru(nn.Module):
@@ -188,8 +190,8 @@ def _layout(parameters: Sequence[Tensor]) -> tuple[Numbers, Numbers]:
 
 def _parts(copies: int, time: int, rows: int, sizes: Numbers) -> list[tuple[int, int]]:
     """Which chunks (of all copies, numbered) are computed together, by how much work there is."""
-    chunks = copies * _chunks(rows)
-    count = min(max(int(copies * time * rows * sizes.prod(1).sum()) // PART, 1), chunks)
+    chunks, steps = copies * _chunks(rows), copies * time * rows
+    count = max(min(int(steps * sizes.prod(1).sum()) // PART, steps // LEAST, chunks), 1)
     return [(chunks * k // count, chunks * (k + 1) // count) for k in range(count)]
 
 

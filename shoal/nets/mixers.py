@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -96,6 +97,18 @@ class _Mixed(torch.autograd.Function):
         return given[3], given[4]
 
 
+@njit(inline="always")
+def _add_up(w: Any, q: Any, hidden: Any) -> None:
+    """hidden = |W_1| q + b_1, of one row."""
+    agents, embed = len(q), len(hidden)
+    for e in range(embed):
+        hidden[e] = w[agents * embed + e]
+    for i in range(agents):
+        first, value = w[i * embed : (i + 1) * embed], q[i]
+        for e in range(embed):
+            hidden[e] += value * abs(first[e])
+
+
 @jit(elementary, fastmath=True)
 def _mix(q: Array, weights: Array, total: Array) -> None:
     one, agents = np.float32(1.0), q.shape[1]
@@ -103,13 +116,8 @@ def _mix(q: Array, weights: Array, total: Array) -> None:
     hidden = np.empty(embed, np.float32)
     for row in range(len(q)):
         w = weights[row]
-        bias, second = w[agents * embed : (agents + 1) * embed], w[(agents + 1) * embed : (agents + 2) * embed]
-        for e in range(embed):
-            hidden[e] = bias[e]
-        for i in range(agents):
-            first, value = w[i * embed : (i + 1) * embed], q[row, i]
-            for e in range(embed):
-                hidden[e] += value * abs(first[e])
+        second = w[(agents + 1) * embed : (agents + 2) * embed]
+        _add_up(w, q[row], hidden)
         found = w[-1]
         for e in range(embed):
             bent = hidden[e] if hidden[e] > 0 else exp(hidden[e]) - one
@@ -125,15 +133,10 @@ def _unmix(q: Array, weights: Array, grad: Array, to_q: Array, to_weights: Array
     hidden = np.empty(embed, np.float32)
     for row in range(len(q)):
         w, to_w, g = weights[row], to_weights[row], grad[row, 0]
-        bias, second = w[agents * embed : (agents + 1) * embed], w[(agents + 1) * embed : (agents + 2) * embed]
+        second = w[(agents + 1) * embed : (agents + 2) * embed]
         to_bias = to_w[agents * embed : (agents + 1) * embed]
         to_second = to_w[(agents + 1) * embed : (agents + 2) * embed]
-        for e in range(embed):
-            hidden[e] = bias[e]
-        for i in range(agents):
-            first, value = w[i * embed : (i + 1) * embed], q[row, i]
-            for e in range(embed):
-                hidden[e] += value * abs(first[e])
+        _add_up(w, q[row], hidden)
         for e in range(embed):
             low = exp(min(hidden[e], zero))
             bent = hidden[e] if hidden[e] > 0 else low - one
