@@ -106,7 +106,7 @@ class Config:
     max_grad_norm: float = 10.0
     """Gradients of a policy, and of a value, are scaled down to this norm; 0: never."""
     workers: int = 0
-    """Threads that share the gradient of a batch; 0: one a core. Results do not depend on it."""
+    """Threads that share the gradient of a batch and compiled rollouts; 0: one a core. Results do not depend on it."""
     net: Net = field(default_factory=Net)
 
 

@@ -49,7 +49,7 @@ class QConfig:
     hyper: int = 64
     """Hidden units of the network that makes the mixer's weights from the state, and of weighted QMIX's Q*."""
     workers: int = 0
-    """Threads that share the gradient of a batch; 0: one a core. Results do not depend on it."""
+    """Threads that share the gradient of a batch and compiled rollouts; 0: one a core. Results do not depend on it."""
     net: Net = field(default_factory=Net)
 
 
