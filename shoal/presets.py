@@ -25,8 +25,7 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
     for scenario in ("simple_spread", "simple_speaker_listener", "simple_tag", "simple_adversary")
 }
 
-# After an update each step critics have learned what is chance: two of five seeds of maddpg earned less than 396 of
-# 400. With small noise they hardly see what a push is good for
+# With the defaults two of five seeds of maddpg earned less than 396 of 400, with these none of ten less than 397
 for _algorithm in ("iddpg", "maddpg", "matd3"):
     TASKS[_algorithm, "tutorial/drift"] = {
         "num_envs": 16,
