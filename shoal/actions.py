@@ -104,7 +104,7 @@ def random(space: Action, legal: Tensor, generator: torch.Generator) -> Tensor:
         luck = torch.rand(legal.shape[:-1], generator=generator, device=legal.device)
         if not legal.shape[-1]:
             return (luck * space.size).long().clamp_(max=space.size - 1)
-        count = legal.cumsum(-1)  # the first of them at which as many legal ones have been passed
+        count = legal.cumsum(-1)  # of legal actions up to each; the number-th is where it first exceeds `number`
         number = (luck * count[..., -1]).long().minimum(count[..., -1] - 1)
         return (count <= number.unsqueeze(-1)).sum(-1).clamp_(max=space.size - 1)
     return torch.empty((*legal.shape[:-1], space.size), device=legal.device).uniform_(-1, 1, generator=generator)

@@ -13,7 +13,7 @@ from shoal.nets import acting, settings, together
 from shoal.nets.conv import Block, Eyes, flat, real
 from shoal.nets.mixers import Monotonic, Sum
 from shoal.threads import Crew, cores
-from shoal.types import Batch, Compiled, Discrete, EnvSpec, Groups, ShoalError, View
+from shoal.types import Action, Batch, Compiled, Discrete, EnvSpec, Groups, ShoalError, View
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,12 @@ class QAgents:
     @torch.no_grad()
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         view, memory = tree.to(view, self.device), tree.to(memory, self.device)
-        epsilon, chosen, remembered = self.epsilon, {}, {}
+        chosen, remembered = {}, {}
         nets = {name: self.nets[name] for name in view.obs}
         q, after = together.step(nets, {n: flat(obs, 2) for n, obs in view.obs.items()}, memory, view.hears)
         for name in view.obs:
-            chosen[name] = self._choose(name, q[name], view.legal[name], epsilon, explore).cpu()
+            choose = self._explored if explore else actions.greedy
+            chosen[name] = choose(self.spec.groups[name].action, q[name], view.legal[name]).cpu()
             remembered[name] = after[name].cpu()
         if explore:
             self.env_steps += len(view.state)
@@ -127,7 +128,7 @@ class QAgents:
         return acting.Player(self.nets, choosers, env, memory, steps, self._draw, self.crew)
 
     def _draw(self, noise: Groups) -> float:
-        """Of one step, as `_choose` draws it; returns epsilon."""
+        """Of one step, as `_explored` draws it; returns epsilon."""
         epsilon = self.epsilon
         for numbers in noise.values():
             numbers.uniform_(generator=self.sampler)
@@ -140,12 +141,9 @@ class QAgents:
         config = self.config
         return explore.linear(config.epsilon_start, config.epsilon_end, self.env_steps / max(config.epsilon_steps, 1))
 
-    def _choose(self, name: str, q: Tensor, legal: Tensor, epsilon: float, explored: bool) -> Tensor:
-        space = self.spec.groups[name].action
-        best = actions.greedy(space, q, legal)
-        if not explored:
-            return best
-        return explore.epsilon_uniform(best, actions.random(space, legal, self.sampler), epsilon, self.sampler)
+    def _explored(self, space: Action, q: Tensor, legal: Tensor) -> Tensor:
+        best, random = actions.greedy(space, q, legal), actions.random(space, legal, self.sampler)
+        return explore.epsilon_uniform(best, random, self.epsilon, self.sampler)
 
     # Learning
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shoal.nets import perceptron
 from shoal.nets.comm import Channel, Talk
 from shoal.nets.conv import Block, Eyes, Kind, real
-from shoal.nets.gru import Gru, play
+from shoal.nets.gru import Gru
 from shoal.nets.mlp import ALL, Mlp
 from shoal.nets.pool import Pool, Pooling
 from shoal.threads import Crew
@@ -146,12 +146,6 @@ class AgentNet(nn.Module):
         """
         if not self.split:
             return self.forward(x)[0], memory
-        if self.memory and not torch.is_grad_enabled() and not self.mlp.norm:
-            rows = self._seen(x)
-            if perceptron.fits(rows, self.mlp.layers):
-                before = self._inward(memory.unsqueeze(0))
-                out, after = play(rows, before, self.mlp.layers, self.gru.layers, self.head.layers)
-                return self._outward(out, x.shape[:-1])[0], self._outward(after, x.shape[:-1])[0]
         going_on = torch.zeros(1, len(x), dtype=torch.bool, device=x.device)
         out, after = self.unroll(x.unsqueeze(0), memory, going_on)
         return out[0], after[0]

@@ -21,7 +21,7 @@ from shoal.jit import jit
 from shoal.nets import perceptron, product
 from shoal.nets.perceptron import BLOCK, RELU, add_rows, turn
 from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
-from shoal.pointers import Layers, Numbers, Places, addresses_of, at, layer, matrix, move, place_of, some_rows
+from shoal.pointers import Layers, Numbers, Places, addresses_of, at, layer, matrix, move
 from shoal.threads import Crew
 
 CHUNK = 24
@@ -96,28 +96,6 @@ def plain(drive: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, keep: Ten
         memory = torch.lerp(n, memory, z)
         after.append(memory)
     return torch.stack(after, 1)
-
-
-def play(x: Tensor, memory: Tensor, before: Layers, units: Layers, after: Layers) -> tuple[Tensor, Tensor]:
-    """One step without gradient, of a perceptron with ReLU after its last layer too, the unit, and another perceptron.
-
-    Args:
-        x: `[copies, rows, in]`.
-        memory: `[copies, rows, width]`; its rows' numbers lie side by side.
-        units: the unit's `layers`.
-
-    Returns:
-        Outputs `[copies, rows, out]`, and memory.
-    """
-    layers = [*before, *units, *after]
-    copies, rows, width = memory.shape
-    sizes = np.array([weight.shape[1:] for weight, _ in layers])
-    out, now = x.new_empty(copies, rows, sizes[-1, 1]), x.new_empty(copies, rows, width)
-    scratch = x.new_empty(3 * BLOCK * int(sizes.max()) + 4 * width)
-    places = out.data_ptr(), now.data_ptr(), scratch.data_ptr()
-    inputs = place_of(x), place_of(memory), addresses_of([t for pair in layers for t in pair])
-    _play(product.address(), *inputs, sizes, len(before), (copies, rows, int(sizes.max())), places)
-    return out, now
 
 
 def _forth(
@@ -231,6 +209,26 @@ def cell(x: Any, u: Any, h: Any, s: Any, out: Any) -> None:
         n[j] = tanh(x_n[j] + r[j] * u_n[j])
     for j in range(width):
         out[j] = n[j] + z[j] * (h[j] - n[j])
+
+
+@njit(inline="always", fastmath=True)
+def _cell_back(s: Any, h: Any, g: Any, kept: Any, later: Any, to_x: Any, to_u: Any) -> None:
+    """The way back through `cell`, from `g` and `kept` times the gradient `later` of the memory after it.
+
+    To the gradients of W x + b and of U_n h + c_n, and in `later` of h, but for what comes through the products.
+    """
+    one, width = np.float32(1.0), len(h)
+    for n in range(width):
+        later[n] = g[n] + kept * later[n]
+    for n in range(width):
+        z, new = s[width + n], s[2 * width + n]
+        to_x[width + n] = later[n] * (h[n] - new) * z * (one - z)
+        to_x[2 * width + n] = later[n] * (one - z) * (one - new * new)
+        later[n] *= z
+    for n in range(width):
+        r = s[n]
+        to_u[n] = to_x[2 * width + n] * r
+        to_x[n] = to_u[n] * s[3 * width + n] * (one - r)
 
 
 @jit(product, perceptron, elementary, pointers, fastmath=True)
@@ -363,17 +361,7 @@ def _backward(
                     to_gates = at(to_drive + 12 * width * (first + j), 1, 3 * width)[0]
                     to_u = at(to_own + 4 * width * (first + j), 1, width)[0]
                     kept = at(keep, time, rows)[t + 1, low + j] if t + 1 < time else one
-                    for n in range(width):
-                        later[n] = g[n] + kept * later[n]
-                    for n in range(width):
-                        z, new = s[width + n], s[2 * width + n]
-                        to_gates[width + n] = later[n] * (h[n] - new) * z * (one - z)
-                        to_gates[2 * width + n] = later[n] * (one - z) * (one - new * new)
-                        later[n] *= z  # what reaches the memory before past the product
-                    for n in range(width):
-                        r = s[n]
-                        to_u[n] = to_gates[2 * width + n] * r
-                        to_gates[n] = to_u[n] * s[3 * width + n] * (one - r)
+                    _cell_back(s, h, g, kept, later, to_gates, to_u)
                 gates = matrix(to_drive + 12 * width * first, count, 2 * width, 3 * width)
                 own = matrix(to_own + 4 * width * first, count, width, width)
                 to_before = matrix(carry, count, width, width)
@@ -411,42 +399,3 @@ def _backward(
             kept = at(keep, time, rows)[0, low + j]
             for n in range(width):
                 first[n] = kept * later[n]
-
-
-@jit(product, perceptron, elementary, pointers, fastmath=True)
-def _play(
-    dot: int,
-    x: Places,
-    memory: Places,
-    parameters: Numbers,
-    sizes: Numbers,
-    unit: int,
-    shape: tuple[int, int, int],
-    places: tuple[int, int, int],
-) -> None:
-    """`places`: outputs and memory, which it fills, and scratch; `unit` is the place of the unit among the layers."""
-    copies, rows, most = shape
-    out, now, scratch = places
-    layers, blocks = len(parameters), (rows + BLOCK - 1) // BLOCK
-    room, width = 4 * BLOCK * most, sizes[unit, 1] // 3
-    seen = at(scratch + 3 * room, 1, 4 * width)[0]
-    for c in range(copies):
-        for b in range(blocks):
-            low = rows * b // blocks
-            count = rows * (b + 1) // blocks - low
-            after = some_rows(x, c, low, count, sizes[0, 0])
-            for k in range(layers):
-                weight = at(parameters[k, 0] + c * parameters[k, 1], sizes[k, 0], sizes[k, 1])
-                bias = at(parameters[k, 2] + c * parameters[k, 3], 1, sizes[k, 1])
-                place = scratch + room * (k % 2) if k + 1 < layers else out + 4 * (c * rows + low) * sizes[k, 1]
-                result = at(place, count, sizes[k, 1])
-                if k == unit + 1:
-                    affine(dot, some_rows(memory, c, low, count, width), weight, bias, result, NOTHING)
-                    for i in range(count):
-                        drive = at(scratch + room * (unit % 2) + 12 * width * i, 1, 3 * width)[0]
-                        known = at(memory[0] + c * memory[1] + (low + i) * memory[2], 1, width)[0]
-                        cell(drive, result[i], known, seen, at(now + 4 * width * (c * rows + low + i), 1, width)[0])
-                    result = at(now + 4 * width * (c * rows + low), count, width)
-                else:
-                    affine(dot, after, weight, bias, result, NOTHING if k == unit or k + 1 == layers else RELU)
-                after = result[:, :]

@@ -33,6 +33,8 @@ Between = Literal["relu", "tanh", "norm"]
 """What hidden units go through: ReLU; tanh; or a shift and scale to mean 0 and variance 1 in every row, and ReLU."""
 BETWEEN: tuple[Between, ...] = ("relu", "tanh", "norm")
 TANH, NORM = 1, 2
+SUMS = {"reassoc", "nsz", "arcp", "contract"}
+"""Liberties that compilers may take: sums may be reordered."""
 
 
 def fits(x: Tensor, layers: Layers) -> bool:
@@ -222,16 +224,13 @@ def _forward(
                         for i in range(count):
                             bend(at(place + 4 * i * widths[k + 1], 1, widths[k + 1])[0])
                     elif between == NORM:
-                        deviations = hidden + 4 * copies * rows * (inside + k) + 4 * (c * rows + low)
-                        open_rows = at(scratch + 4 * BLOCK * NARROW, count, widths[k + 1]) if keep else after
+                        inverses = hidden + 4 * copies * rows * (inside + k) + 4 * (c * rows + low)
                         for i in range(count):
-                            row = at(place + 4 * i * widths[k + 1], 1, widths[k + 1])[0]
-                            inverse = standardise(row)
+                            inverse = standardise(at(place + 4 * i * widths[k + 1], 1, widths[k + 1])[0])
                             if keep:
-                                at(deviations, 1, count)[0, i] = inverse
-                            for j in range(widths[k + 1]):
-                                open_rows[i, j] = max(row[j], RELU)
-                        after = open_rows
+                                at(inverses, 1, count)[0, i] = inverse
+                        after = at(scratch + 4 * BLOCK * NARROW, count, widths[k + 1]) if keep else after
+                        _open(place, after)
                     start += 4 * copies * rows * widths[k + 1] if keep else 0
                     before = after[:, : widths[k + 1]]
                 elif widths[layers] < NARROW:
@@ -291,13 +290,7 @@ def _backward(
                     before = at(seen, count, inner)[:, :inner]
                     if between == NORM:
                         before = at(scratch + 2 * room, count, inner)[:, :inner]
-                        for i in range(count):
-                            row, opened = (
-                                at(seen + 4 * i * inner, 1, inner)[0],
-                                at(before.ctypes.data + 4 * i * inner, 1, inner)[0],
-                            )
-                            for j in range(inner):
-                                opened[j] = max(row[j], RELU)
+                        _open(seen, before)
                 else:
                     before = some_rows(x, c, low, count, inner)
                 if asked and narrow and back == 0:
@@ -308,16 +301,13 @@ def _backward(
                     after = at(scratch + room * (k % 2), count, inner)
                     if between:
                         multiply(dot, here, at(weights, width, inner), after)
+                        inverses = hidden + 4 * copies * rows * (inside + k - 1) + 4 * (c * rows + low)
                         for i in range(count):
-                            row, to_row = (
-                                at(seen + 4 * i * inner, 1, inner)[0],
-                                at(after.ctypes.data + 4 * i * inner, 1, inner)[0],
-                            )
+                            row, to_row = at(seen + 4 * i * inner, 1, inner)[0], at(after.ctypes.data, count, inner)[i]
                             if between == TANH:
                                 bend_back(row, to_row)
                             else:
-                                deviations = hidden + 4 * copies * rows * (inside + k - 1) + 4 * (c * rows + low)
-                                standardise_back(row, to_row, at(deviations, 1, count)[0, i])
+                                standardise_back(row, to_row, at(inverses, 1, count)[0, i])
                     else:
                         gated(dot, here, at(weights, width, inner), before, after)
                     if asked:
@@ -328,10 +318,6 @@ def _backward(
                     multiply(dot, here, at(weights, width, inner), to_rows)
         if asked and narrow:
             turn(to_narrow, at(found[layers - 1, 0] + c * found[layers - 1, 1], widths[layers - 1], widths[layers]))
-
-
-SUMS = {"reassoc", "nsz", "arcp", "contract"}
-"""Liberties of compilers: sums may be reordered."""
 
 
 @njit(nogil=True, error_model="numpy")
@@ -346,6 +332,16 @@ def bend_back(row: Any, grad: Any) -> None:
     """From the gradient of `row`, which is a tanh, to that of what it is the tanh of, in place."""
     for j in range(len(row)):
         grad[j] *= np.float32(1.0) - row[j] * row[j]
+
+
+@njit(inline="always")
+def _open(place: Any, out: Any) -> None:
+    """ReLU of the rows that lie there, into `out`."""
+    for i in range(out.shape[0]):
+        row = at(place + 4 * i * out.shape[1], 1, out.shape[1])[0]
+        opened = at(out.ctypes.data + 4 * i * out.shape[1], 1, out.shape[1])[0]
+        for j in range(out.shape[1]):
+            opened[j] = max(row[j], RELU)
 
 
 @njit(nogil=True, error_model="numpy", fastmath=SUMS)
