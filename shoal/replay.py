@@ -153,9 +153,14 @@ class Replay:
         self.storage = allocate(spec, (rows, num_envs), sizes)
         self.ring = tree.leaves(self.storage)
         drawn: Batch = tree.map(lambda x: x.new_zeros(self.length, batch_size, *x.shape[2:]), self.storage)
+        for agents in drawn.groups.values():
+            agents.memory = agents.memory[:1]
         pairs = [(x, out) for x, out in zip(self.ring, tree.leaves(drawn), strict=True) if x.numel()]
-        places = [(x.data_ptr(), out.data_ptr(), x[0, 0].numel() * x.element_size()) for x, out in pairs]
-        self.columns = np.array(places, np.int64).reshape(-1, 3)
+        places = [
+            (x.data_ptr(), out.data_ptr(), x[0, 0].numel() * x.element_size(), len(out) * batch_size)
+            for x, out in pairs
+        ]
+        self.columns = np.array(places, np.int64).reshape(-1, 4)
         self.drawn = drawn if length else tree.index(drawn, 0)
         self.ahead = torch.arange(self.length).unsqueeze(1)
         self.written = 0  # rows, ever
@@ -201,7 +206,10 @@ class Replay:
         return ((rows % self.rows).unsqueeze(1) * self.num_envs + torch.arange(self.num_envs)).flatten()
 
     def sample(self) -> Batch:
-        """`batch_size` sequences, `[time, batch, ...]`; without `length`, `[batch, ...]`. The next overwrites them."""
+        """`batch_size` sequences, `[time, batch, ...]`; without `length`, `[batch, ...]`. The next overwrites them.
+
+        Of the agents' memory only that before the first step is among them.
+        """
         filled = min(self.written, self.rows)
         starts = (filled - self.length + 1) * self.num_envs
         if self.priorities is None:
@@ -282,9 +290,12 @@ class SumTree:
 
 @jit(pointers)
 def _gather(columns: Slots, where: Slots) -> None:
-    """Rows `where`, in this order, of each column: the address of all rows, that of those drawn, and bytes of a row."""
+    """The first of the rows `where` of each column.
+
+    A column is the address of all rows, that of those drawn, the bytes of a row, and how many are drawn.
+    """
     for k in range(len(columns)):
-        for i in range(len(where)):
+        for i in range(columns[k, 3]):
             move(columns[k, 1] + i * columns[k, 2], columns[k, 0] + where[i] * columns[k, 2], columns[k, 2])
 
 

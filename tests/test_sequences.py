@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -107,12 +108,41 @@ def test_threads_and_the_layers_before_change_nothing(rows: int, monkeypatch: py
     wanted = torch.autograd.grad(expected.square().sum(), weights)
     found = []
     for crew in (None, Crew(2)):
-        out = net.gru(x, memory, keep, before=layers, crew=crew)
+        out = net.gru.through(x, memory, keep, before=layers, crew=crew)[0]
         assert torch.allclose(out, expected, atol=1e-5)
         found.append(torch.autograd.grad(out.square().sum(), weights))
     for one, two, other in zip(*found, wanted, strict=True):
         assert torch.equal(one, two)
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", [2, 19])  # which lie by columns, and by rows
+@pytest.mark.parametrize(("shared", "asked"), [(True, "both"), (False, "both"), (True, "out"), (True, "memory")])
+def test_compiled_networks_with_memory_are_the_plain_ones(
+    shared: bool, asked: str, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In double precision the equations are computed one at a time; the compiled way numbers agents, and adds parts."""
+    monkeypatch.setattr("shoal.nets.gru.PART", 1000)
+    monkeypatch.setattr("shoal.nets.gru.LEAST", 1)
+    g = generator(3)
+    net = AgentNet(3, (4, 20, 9, outputs), shared=shared, generator=g, memory=WIDTH)
+    plainly = copy.deepcopy(net).double()
+    batch = CHUNK + 1
+    x, memory = torch.randn(TIME, batch, 3, 4, generator=g), torch.randn(batch, 3, WIDTH, generator=g)
+    ended = torch.rand(TIME, batch, generator=g) < 0.3
+    weights = [torch.randn(TIME, batch, 3, size, generator=g) for size in (outputs, WIDTH)]
+    found = []
+    for each in (net, plainly):
+        kind = next(each.parameters()).dtype
+        inputs = [tensor.to(kind).requires_grad_() for tensor in (x, memory)]
+        results = each.unroll(*inputs, ended)
+        if asked != "both":
+            results = results[:1] if asked == "out" else results[1:]
+        loss = sum((result * w).sum() for result, w in zip(results, weights[asked == "memory" :], strict=False))
+        found.append((*results, *torch.autograd.grad(loss, [*inputs, *each.parameters()], materialize_grads=True)))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.allclose(one.double(), other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_reset_gru_is_torchs_started_anew() -> None:
@@ -306,10 +336,12 @@ def test_rows_of_a_sequence_follow_each_other(priority: float, steps: int) -> No
 
 
 def test_memory_is_stored_with_every_row() -> None:
-    ring = replay()
+    """Any can be a sequence's first, whose memory is drawn."""
+    ring = replay(batch=600)
     play(ring, 13)
     batch = ring.sample()
-    assert torch.equal(batch.groups["agent"].memory[:, :, 1, 0], times(batch) + 0.5)
+    assert len(times(batch)[0].unique()) == 7
+    assert torch.equal(batch.groups["agent"].memory[:, :, 1, 0], times(batch)[:1] + 0.5)
 
 
 def test_cut_ends_the_sequences_at_the_latest_row_only() -> None:

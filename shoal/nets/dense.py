@@ -18,6 +18,7 @@ from shoal.nets.conv import Block, Eyes, Kind, real
 from shoal.nets.gru import Gru
 from shoal.nets.mlp import ALL, Mlp
 from shoal.nets.pool import Pool, Pooling
+from shoal.pointers import Layers
 from shoal.threads import Crew
 from shoal.types import ShoalError
 
@@ -161,27 +162,45 @@ class AgentNet(nn.Module):
             agents: see `forward`.
         """
         assert not self.channel.rounds
+        if self.memory:
+            return self._remember(x, memory, ended, agents, self.head.layers)
         features, after = self.features(x, memory, ended, agents)
         return self.decide(features, agents), after
 
     def features(self, x: Tensor, memory: Tensor, ended: Tensor, agents: slice = ALL) -> tuple[Tensor, Tensor]:
         """What comes before talking and the last layer, `[time, batch, agent, width]`, and memory as of `unroll`."""
-        if not self.split:
-            return x, memory.expand(len(x), *memory.shape)
-        some = self._copies(agents)
-        rows, before = self._seen(x, agents), perceptron.of(self.mlp.layers, some)
-        if self.mlp.norm or not self.memory:
-            rows, before = self.mlp(rows, some), ()
-            rows = (perceptron.normalise(rows) if self.mlp.norm else rows).relu()
-        if not self.memory:
-            return self._outward(rows, x.shape[:-1])[0], memory.expand(len(x), *memory.shape)
-        keep, sequence = None, (len(x), rows.shape[1] // len(x))
-        if len(x) > 1:
-            keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
-            keep = keep.repeat_interleave(x.shape[2], 1) if self.shared else keep
-        after = self.gru(rows.unflatten(1, sequence), self._inward(memory.unsqueeze(0)), keep, some, before, self.crew)
-        after = self._outward(after.flatten(1, 2), x.shape[:-1])[0]
-        return after, after
+        if self.memory:
+            return self._remember(x, memory, ended, agents, ())
+        if self.split:
+            x = self._outward(self._open(self._seen(x, agents), self._copies(agents)), x.shape[:-1])[0]
+        return x, memory.expand(len(x), *memory.shape)
+
+    def _open(self, rows: Tensor, some: slice) -> Tensor:
+        """The last hidden layer's units."""
+        rows = self.mlp(rows, some)
+        return (perceptron.normalise(rows) if self.mlp.norm else rows).relu()
+
+    def _remember(
+        self, x: Tensor, memory: Tensor, ended: Tensor, agents: slice, after: Layers
+    ) -> tuple[Tensor, Tensor]:
+        """What the layer `after` the unit, or none, makes of memory, and memory after each step; see `unroll`."""
+        some, identity = self._copies(agents), None
+        layers = perceptron.of(self.mlp.layers, some)
+        if self.mlp.norm:
+            rows, layers = self._open(self._seen(x, agents), some), []
+        elif self.eyes.plain and self.identity.shape[1]:
+            rows, identity = self._rows(real(x)), self.identity[agents]
+        else:
+            rows = self._seen(x, agents)
+        keep = torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]]) if len(x) > 1 else None
+        sequence = len(x), rows.shape[1] // len(x)
+        start = self._inward(memory.unsqueeze(0))
+        after = perceptron.of(after, some)
+        memories, out = self.gru.through(
+            rows.unflatten(1, sequence), start, keep, some, layers, after, identity, self.crew
+        )
+        memories, out = (self._outward(found, x.shape[:-1])[0] for found in (memories.flatten(1, 2), out))
+        return out, memories
 
     def decide(self, features: Tensor, agents: slice = ALL) -> Tensor:
         """What comes after it: `[..., agent, width] -> [..., agent, out]`."""
