@@ -24,6 +24,8 @@ PIECE = 3200
 """Environment steps whose gradient one thread computes at a time: more would leave cores idle, fewer cost overhead."""
 WORTH = 30_000_000
 """Weights that a batch meets on its way through the networks, from which it is worth a second thread's wake-up."""
+PAIR = 1000
+"""Environment steps of each of two pieces, at least, where threads share the rows of networks anyway."""
 PIECE_BYTES = 2**28
 """That the convolutions of one piece may take: with pictures, pieces are smaller."""
 
@@ -64,7 +66,7 @@ class Cut:
     most: int
     """Environment steps in a piece."""
     least: int
-    """Steps of a batch from which there are two pieces."""
+    """Steps of a batch from which there are two pieces: fewer where networks do not share their rows themselves."""
 
     @classmethod
     def of(cls, nets: Iterable[AgentNet]) -> Cut:
@@ -72,7 +74,10 @@ class Cut:
         nets = list(nets)
         size = 4 * sum(net.num_agents * net.eyes.activations for net in nets)
         met = sum(sum(w.numel() for w in net.parameters()) * (net.num_agents if net.shared else 1) for net in nets)
-        return cls(min(PIECE, max(PIECE_BYTES // size, 1)) if size else PIECE, max(WORTH // max(met, 1), 1))
+        least = max(WORTH // max(met, 1), 1)
+        if all(net.eyes.plain and not net.channel.rounds for net in nets):
+            least = PIECE if any(net.memory for net in nets) else max(least, PAIR)
+        return cls(min(PIECE, max(PIECE_BYTES // size, 1)) if size else PIECE, least)
 
     def __call__(self, batch: T, ended: Tensor) -> list[T]:
         """The batch axis in even parts, on a CPU. `ended` is that of the batch, `[time, batch]`."""

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -64,6 +65,23 @@ class Crew:
         for other in others:
             other.result()
         return [results[place] for place in range(len(items))]
+
+
+def share(crew: Crew | None, work: Callable[[int], None], count: int) -> None:
+    """`work(0)` to `work(count - 1)`, by the threads of a crew if there is one."""
+    if crew is None or count == 1:
+        for k in range(count):
+            work(k)
+    else:
+        crew.map(work, range(count))
+
+
+def lend(crew: Crew, *modules: nn.Module) -> None:
+    """Let the networks among these, and within them, share their rows among threads."""
+    for module in modules:
+        for part in module.modules():
+            if hasattr(part, "crew"):
+                part.crew = crew  # type: ignore[assignment]
 
 
 def _start() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from shoal.nets import perceptron
 from shoal.nets.mlp import Mlp
 from shoal.nets.perceptron import Between
+from shoal.threads import Crew, lend
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -32,22 +33,45 @@ def precise(net: Mlp, x: Tensor, between: Between) -> tuple[Tensor, list[Tensor]
 @pytest.mark.parametrize(("copies", "rows"), [(1, 1), (1, 700), (3, 257)])
 @pytest.mark.parametrize("agents_inside", [False, True])
 @pytest.mark.parametrize("between", ["relu", "tanh", "norm"])
+@pytest.mark.parametrize("threads", [0, 2])
 def test_outputs_and_gradients_are_those_of_the_equations(
-    sizes: tuple[int, ...], copies: int, rows: int, agents_inside: bool, between: Between
+    sizes: tuple[int, ...],
+    copies: int,
+    rows: int,
+    agents_inside: bool,
+    between: Between,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With threads, in as many parts as there can be."""
+    crew = Crew(threads) if threads else None
+    if threads:
+        monkeypatch.setattr(perceptron, "PART", 1)
     net = Mlp(sizes, copies, torch.Generator().manual_seed(0))
     x = draw(rows, copies, sizes[0]).transpose(0, 1) if agents_inside else draw(copies, rows, sizes[0])
     x.requires_grad_()
     grad = draw(copies, rows, sizes[-1], seed=2)
-    out = perceptron.forward(x, net.layers, between)
+    out = perceptron.forward(x, net.layers, between, crew)
     expected, leaves = precise(net, x, between)
     assert torch.allclose(out.double(), expected, atol=1e-5)
     with torch.no_grad():
-        assert torch.equal(perceptron.forward(x, net.layers, between), out)
+        assert torch.equal(perceptron.forward(x, net.layers, between, crew), out)
         assert torch.allclose(perceptron.plain(x, net.layers, between)[0], out, atol=1e-5)
     found = torch.autograd.grad(out, [x, *(p for layer in net.layers for p in layer)], grad)
     for one, other in zip(found, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
         assert torch.allclose(one.double(), other, atol=1e-4, rtol=1e-4)
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptron, "PART", 1)
+    net = Mlp((18, 64, 5), 2, torch.Generator().manual_seed(0))
+    x, found = draw(2, 900, 18), []
+    for count in (1, 2, 3):
+        lend(Crew(count), net)
+        out = net(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), net.parameters())))
+    for one, *others in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for other in others)
 
 
 def test_some_of_the_copies() -> None:

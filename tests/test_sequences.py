@@ -108,7 +108,8 @@ def test_threads_and_the_layers_before_change_nothing(rows: int, monkeypatch: py
     wanted = torch.autograd.grad(expected.square().sum(), weights)
     found = []
     for crew in (None, Crew(2)):
-        out = net.gru.through(x, memory, keep, before=layers, crew=crew)[0]
+        net.gru.crew = crew
+        out = net.gru.through(x, memory, keep, before=layers)[0]
         assert torch.allclose(out, expected, atol=1e-5)
         found.append(torch.autograd.grad(out.square().sum(), weights))
     for one, two, other in zip(*found, wanted, strict=True):

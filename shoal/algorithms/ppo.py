@@ -37,7 +37,7 @@ from shoal.nets.mlp import ALL
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Fresh
 from shoal.returns import gae, mean_weights, outcome
-from shoal.threads import Crew, cores
+from shoal.threads import Crew, cores, lend
 from shoal.types import Batch, Box, Compiled, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
 TEAM = "team"  # the central critic's name, where the others have their group's
@@ -190,6 +190,7 @@ class PPO:
         self.critic_optimizer = optim.Adam(self.modules[1], config.critic_lr, config.max_grad_norm)
         self.cut = rollouts.Cut.of([*self.nets.values(), *critics.values()])
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
+        lend(self.crew, *self.modules)
 
     def _units(self) -> tuple[int, ...]:
         """Which values are in the same units: with pooling, those of a group."""

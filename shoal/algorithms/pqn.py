@@ -26,6 +26,7 @@ from shoal.nets.conv import flat
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Fresh
 from shoal.returns import lambda_return, mean_weights, outcome
+from shoal.threads import lend
 from shoal.types import Batch, EnvSpec, Groups, Preset, ShoalError, Tree
 
 
@@ -72,6 +73,7 @@ class PQN(QAgents):
         super().__init__(spec, config, seed=seed, device=device, reads_state=config.mixer == "monotonic")
         modules = {"agents": nn.ModuleDict(self.nets), "eyes": self.eyes, "mixer": self.mixer}
         self.module = nn.ModuleDict(modules).to(self.device)
+        lend(self.crew, self.module)
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
         self.norm = ValueNorm(0.99).to(self.device)
         self.shuffler = torch.Generator().manual_seed(seed)

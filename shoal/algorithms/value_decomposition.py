@@ -23,7 +23,7 @@ Recurrent networks learn on sequences that start with the memory the agent had w
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from shoal.nets.mixers import Joint
 from shoal.nets.normalise import ValueNorm
 from shoal.replay import Replay
 from shoal.returns import mean_weights, n_step, outcome
+from shoal.threads import lend
 from shoal.types import Batch, EnvSpec, Groups, Preset, ShoalError, Tree
 
 
@@ -82,16 +83,13 @@ class ValueDecomposition(QAgents):
         self.updates = 0
         self.length = config.sequence or (25 if config.net.memory else 1)
         self.joint = self._joint()
-        # An update is many small operations, in which threads wait for each other, but for what is done with sequences
-        self.cut = replace(self.cut, least=self.cut.most)
         learned = self.nets, self.eyes, self.mixer, self.joint
         followers = self.target_nets, self.target_eyes, self.target_mixer, self.target_joint = copy.deepcopy(learned)
-        for net in (*self.nets.values(), *self.target_nets.values()):
-            net.crew = self.crew
         self.module, self.target = (
             nn.ModuleDict({"agents": nn.ModuleDict(nets), "eyes": eyes, "mixer": mixer, "joint": joint}).to(self.device)
             for nets, eyes, mixer, joint in (learned, followers)
         )
+        lend(self.crew, self.module, self.target)
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
         self.target_vector = optim.flatten(self.target)[0]
         # The target network's values are in the units in which they were learned. In units that follow the targets,

@@ -19,7 +19,6 @@ from shoal.nets.gru import Gru
 from shoal.nets.mlp import ALL, Mlp
 from shoal.nets.pool import Pool, Pooling
 from shoal.pointers import Layers
-from shoal.threads import Crew
 from shoal.types import ShoalError
 
 SILENT = Talk()
@@ -110,7 +109,6 @@ class AgentNet(nn.Module):
         super().__init__()
         self.num_agents, self.shared, self.ensemble, self.size = num_agents, shared, ensemble, sizes[0]
         self.memory = memory
-        self.crew: Crew | None = None  # threads that share sequences
         named = shared and identity and num_agents > 1
         self.identity: Tensor
         self.register_buffer("identity", torch.eye(num_agents) if named else torch.zeros(1, 0))
@@ -196,9 +194,7 @@ class AgentNet(nn.Module):
         sequence = len(x), rows.shape[1] // len(x)
         start = self._inward(memory.unsqueeze(0))
         after = perceptron.of(after, some)
-        memories, out = self.gru.through(
-            rows.unflatten(1, sequence), start, keep, some, layers, after, identity, self.crew
-        )
+        memories, out = self.gru.through(rows.unflatten(1, sequence), start, keep, some, layers, after, identity)
         memories, out = (self._outward(found, x.shape[:-1])[0] for found in (memories.flatten(1, 2), out))
         return out, memories
 

@@ -7,7 +7,7 @@ theirs side by side. Elsewhere (and in double precision) the same equations are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +19,13 @@ from shoal import elementary, pointers
 from shoal.elementary import tanh
 from shoal.jit import jit
 from shoal.nets import perceptron, product
-from shoal.nets.perceptron import NARROW, RELU, add_rows, turn
+from shoal.nets.perceptron import NARROW, PART, RELU, add_rows, turn
 from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
 from shoal.pointers import Layers, Numbers, Places, addresses_of, at, flags, layer, matrix, move, place_of, some_rows
-from shoal.threads import Crew
+from shoal.threads import Crew, share
 
-CHUNK = 24
-"""Rows that go through a sequence together: what belongs to them stays in the cache."""
-PART = 30_000_000
-"""Weights that rows meet on their way, from which they are worth a thread's wake-up."""
+CHUNK, FEW = 24, 6
+"""Rows that go through a sequence together, at most: what belongs to them stays in the cache; and at least."""
 WINDOW = 96
 """Rows of all steps whose gradients are multiplied together on the way back: less than a first cache's worth."""
 LEAST = 512
@@ -47,6 +45,7 @@ class Gru(nn.Module):
 
     def __init__(self, size: int, width: int, copies: int, generator: torch.Generator) -> None:
         super().__init__()
+        self.crew: Crew | None = None  # threads that share the rows
         bound = 1.0 / math.sqrt(width)
 
         def draw(rows: int) -> nn.Parameter:
@@ -70,7 +69,6 @@ class Gru(nn.Module):
         before: Layers = (),
         after: Layers = (),
         identity: Tensor | None = None,
-        crew: Crew | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A sequence, through layers before the unit and one after it.
 
@@ -83,7 +81,6 @@ class Gru(nn.Module):
             before: layers with ReLU that `x` goes through first, of these copies.
             after: a layer, or none, that memory goes through afterwards.
             identity: `[agents, columns]`, appended to the rows of `x`, one after the other, over and over.
-            crew: threads that share the rows; None: the caller's alone.
 
         Returns:
             Memory after each step, `[copies, time, rows, width]`; and what the layer makes of it,
@@ -93,7 +90,7 @@ class Gru(nn.Module):
         layers = [*before, *unit, *after]
         if _fits(x, memory, layers, identity):
             flat = [tensor for pair in layers for tensor in pair]
-            beside = _Beside(len(before), keep, identity, crew)
+            beside = _Beside(len(before), keep, identity, self.crew)
             if torch.is_grad_enabled():
                 found, out = _Compiled.apply(x, memory, beside, *flat)
             else:
@@ -154,7 +151,7 @@ def _forth(
     copies, time, rows, width = *x.shape[:3], memory.shape[-1]
     sizes, starts = _layout(parameters, beside.before)
     columns, most, last = int(starts[-1]), min(rows, CHUNK), int(sizes[-1, 1])
-    parts = _parts(copies, time, rows, sizes)
+    chunks, parts = _parts(copies, time, rows, sizes)
     after, out = x.new_empty(copies, time, rows, width), None
     if len(sizes) > beside.before + 2:
         narrow = last < NARROW
@@ -163,7 +160,7 @@ def _forth(
     scratch = x.new_empty(len(parts), most * (6 * width + NARROW + (0 if on_tape else columns)))
     x, memory = _dense(x), _dense(memory).unsqueeze(1)
     given = _place(x), _place(memory), addresses_of(parameters), sizes, starts
-    shape = time, rows, beside.before
+    shape = time, rows, chunks, beside.before
     to = after.data_ptr(), 0 if out is None else out.data_ptr(), tape.data_ptr()
     places = [(*to, one.data_ptr()) for one in scratch]
     others = beside.places(rows)
@@ -171,7 +168,7 @@ def _forth(
     def play_part(k: int) -> None:
         _forward(product.address(), *given, shape, others, parts[k], places[k], on_tape)
 
-    _share(play_part, len(parts), beside.crew)
+    share(beside.crew, play_part, len(parts))
     return after, out.transpose(1, 2) if out is not None and last < NARROW else out, tape
 
 
@@ -193,8 +190,8 @@ class _Compiled(torch.autograd.Function):
         tape, after, *parameters = ctx.saved_tensors
         (copies, time, rows, _), beside = ctx.shape, ctx.beside
         sizes, starts = _layout(parameters, beside.before)
-        parts = _parts(copies, time, rows, sizes)
-        found, lengths = _zeros(len(parts), parameters)
+        chunks, parts = _parts(copies, time, rows, sizes)
+        found, tables = perceptron.gradients(len(parts), parameters)
         to_x = after.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
         to_memory = after.new_empty(copies, rows, after.shape[3])
         to_after = None if to_after is None else to_after.contiguous()
@@ -203,33 +200,15 @@ class _Compiled(torch.autograd.Function):
         scratch = after.new_empty(len(parts), room)
         grads = (0, 0, 0, 0) if to_out is None else place_of(to_out), 0 if to_after is None else to_after.data_ptr()
         given = *grads, after.data_ptr(), addresses_of(parameters)
-        tables = [_table(one.data_ptr(), parameters) for one in found]
         to = tape.data_ptr(), 0 if to_x is None else to_x.data_ptr(), to_memory.data_ptr()
         places = [(*to, one.data_ptr()) for one in scratch]
-        shape, others = (time, rows, beside.before, most), beside.places(rows)
+        shape, others = (copies, time, rows, chunks, beside.before, most), beside.places(rows)
 
         def pull_part(k: int) -> None:
             _backward(product.address(), *given, tables[k], sizes, starts, shape, others, parts[k], places[k])
 
-        _share(pull_part, len(parts), beside.crew)
-        total = found[0] if len(parts) == 1 else found.sum(0)
-        to_parameters = [part.view(tensor.shape) for part, tensor in zip(total.split(lengths), parameters, strict=True)]
-        return to_x, to_memory, None, *to_parameters
-
-
-def _zeros(count: int, parameters: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """`count` rows of numbers for all of them, and how many each has."""
-    lengths = [tensor.numel() for tensor in parameters]
-    return parameters[0].new_zeros(count, sum(lengths)), lengths
-
-
-def _table(place: int, parameters: Sequence[Tensor]) -> Numbers:
-    """`addresses_of` tensors like these that lie one after the other."""
-    found = []
-    for tensor in parameters:
-        found += [place, 4 * (tensor.numel() // len(tensor))]
-        place += 4 * tensor.numel()
-    return np.array(found, np.int64).reshape(-1, 4)
+        share(beside.crew, pull_part, len(parts))
+        return to_x, to_memory, None, *perceptron.added(found)
 
 
 def _layout(parameters: Sequence[Tensor], before: int) -> tuple[Numbers, Numbers]:
@@ -243,23 +222,16 @@ def _layout(parameters: Sequence[Tensor], before: int) -> tuple[Numbers, Numbers
     return sizes, np.array([0, *inputs, 4 * inputs[-1]]).cumsum()
 
 
-def _parts(copies: int, time: int, rows: int, sizes: Numbers) -> list[tuple[int, int]]:
-    """Which chunks (of all copies, numbered) are computed together, by how much work there is."""
-    chunks, steps = copies * _chunks(rows), copies * time * rows
-    count = max(min(int(steps * sizes.prod(1).sum()) // PART, steps // LEAST, chunks), 1)
-    return [(chunks * k // count, chunks * (k + 1) // count) for k in range(count)]
+def _parts(copies: int, time: int, rows: int, sizes: Numbers) -> tuple[int, list[tuple[int, int]]]:
+    """How many chunks the rows of a copy have; and which of them, of all copies, numbered, are computed together.
 
-
-def _chunks(rows: int) -> int:
-    return max((rows + CHUNK - 1) // CHUNK, 1)
-
-
-def _share(work: Callable[[int], None], count: int, crew: Crew | None) -> None:
-    if crew is None:
-        for k in range(count):
-            work(k)
-    else:
-        crew.map(work, range(count))
+    By how much work there is, so that results do not depend on threads.
+    """
+    steps = copies * time * rows
+    worth = perceptron.evenly(min(int(steps * sizes.prod(1).sum()) // PART, steps // LEAST))
+    chunks = max(-(-rows // CHUNK), min(worth, rows // FEW, 2), 1)
+    count = min(worth, copies * chunks)
+    return chunks, [(copies * chunks * k // count, copies * chunks * (k + 1) // count) for k in range(count)]
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -316,7 +288,7 @@ def _forward(
     parameters: Numbers,
     sizes: Numbers,
     starts: Numbers,
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int, int],
     beside: tuple[int, int, int, int, int],
     part: tuple[int, int],
     places: tuple[int, int, int, int],
@@ -328,11 +300,11 @@ def _forward(
     layers up to the unit's one after the other, and what `cell` fills, `[time, rows of the chunk, ...]`.
     """
     out, read, tape, scratch = places
-    time, rows, unit = shape
+    time, rows, chunks, unit = shape
     identity, names, named = beside[2:]
     recall = unit + 1
     width, size, columns = sizes[recall, 0], sizes[-1, 1], starts[-1]
-    chunks, most = max((rows + CHUNK - 1) // CHUNK, 1), min(rows, CHUNK)
+    most = min(rows, CHUNK)
     drive, recalled = scratch, scratch + 12 * most * width
     narrow = recalled + 12 * most * width
     length, given = time if on_tape else 1, 4 * (sizes[0, 0] - named)
@@ -406,7 +378,7 @@ def _backward(
     found: Numbers,
     sizes: Numbers,
     starts: Numbers,
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, int, int, int, int, int],
     beside: tuple[int, int, int, int, int],
     part: tuple[int, int],
     places: tuple[int, int, int, int],
@@ -418,10 +390,10 @@ def _backward(
     but for n's part: that is `to_own`. Both are gathered for some steps before they are multiplied.
     """
     tape, to_x, to_memory, scratch = places
-    time, rows, unit, most = shape
+    copies, time, rows, chunks, unit, most = shape
     layers, recall, named = len(sizes), unit + 1, beside[4]
     width, size, columns = sizes[recall, 0], sizes[-1, 1], starts[-1]
-    chunks, room = max((rows + CHUNK - 1) // CHUNK, 1), WINDOW
+    room = WINDOW
     to_drive, to_own = scratch, scratch + 12 * room * width
     carry = to_own + 4 * room * width
     spare = carry + 4 * room * width
@@ -429,6 +401,11 @@ def _backward(
     to_head = to_now + 4 * CHUNK * width
     turned = to_head + 4 * size * width
     copy, back, head = -1, turned, turned
+    for k in range(layers):
+        for c in range(copies):
+            to_weight, to_bias = layer(found, sizes, k, c)
+            to_weight[:] = RELU
+            to_bias[:] = RELU
     for q in range(part[0], part[1]):
         c, i = q // chunks, q % chunks
         low = rows * i // chunks

@@ -40,7 +40,7 @@ class Hyper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layers = [*self.first.layers, *self.second.layers]
-        return perceptron.apply(x.reshape(1, -1, x.shape[-1]), layers, "tanh").view(*x.shape[:-1], -1)
+        return perceptron.apply(x.reshape(1, -1, x.shape[-1]), layers, "tanh", self.first.crew).view(*x.shape[:-1], -1)
 
 
 class Monotonic(nn.Module):

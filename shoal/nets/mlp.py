@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.nets import perceptron
+from shoal.threads import Crew
 
 ALL = slice(None)
 
@@ -22,6 +23,7 @@ class Mlp(nn.Module):
 
     def __init__(self, sizes: tuple[int, ...], copies: int, generator: torch.Generator, norm: bool = False) -> None:
         super().__init__()
+        self.crew: Crew | None = None  # threads that share the rows
         self.norm = norm
         layers = []
         for fan_in, fan_out in itertools.pairwise(sizes):
@@ -33,7 +35,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, some: slice = ALL) -> Tensor:
         """Of all copies, or of `some` of them."""
-        return perceptron.apply(x, perceptron.of(self.layers, some), "norm" if self.norm else "relu")
+        return perceptron.apply(x, perceptron.of(self.layers, some), "norm" if self.norm else "relu", self.crew)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The output, and what `pull_weights` and `pull_input` need. Not with `norm`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,9 +23,12 @@ from shoal.jit import jit
 from shoal.nets import product
 from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
 from shoal.pointers import Layers, Numbers, Places, addresses_of, at, place_of, some_rows
+from shoal.threads import Crew, share
 
 BLOCK = 192
 """Rows that go through all layers together: activations and weights of 64 to 256 units stay in the second cache."""
+PART, MOST = 20_000_000, 8
+"""Weights that rows meet on their way, from which they are worth a thread's wake-up; and parts of a batch at most."""
 NARROW = 16
 """Columns below which outputs lie by columns, as losses over actions want them."""
 RELU = np.float32(0.0)
@@ -49,9 +53,9 @@ def of(layers: Layers, some: slice) -> Layers:
     return layers if some == slice(None) else [(weight[some], bias[some]) for weight, bias in layers]
 
 
-def apply(x: Tensor, layers: Layers, between: Between = "relu") -> Tensor:
-    """`[copies, rows, in] -> [copies, rows, out]`."""
-    return forward(x, layers, between) if fits(x, layers) else plain(x, layers, between)[0]
+def apply(x: Tensor, layers: Layers, between: Between = "relu", crew: Crew | None = None) -> Tensor:
+    """`[copies, rows, in] -> [copies, rows, out]`; the threads of a crew share the rows."""
+    return forward(x, layers, between, crew) if fits(x, layers) else plain(x, layers, between)[0]
 
 
 def plain(x: Tensor, layers: Layers, between: Between = "relu") -> tuple[Tensor, list[Tensor]]:
@@ -71,7 +75,7 @@ def normalise(hidden: Tensor) -> Tensor:
     return functional.layer_norm(hidden, hidden.shape[-1:], eps=EPSILON)
 
 
-def forward(x: Tensor, layers: Layers, between: Between = "relu") -> Tensor:
+def forward(x: Tensor, layers: Layers, between: Between = "relu", crew: Crew | None = None) -> Tensor:
     """`apply`, compiled; narrow outputs lie in memory by columns.
 
     Args:
@@ -80,15 +84,17 @@ def forward(x: Tensor, layers: Layers, between: Between = "relu") -> Tensor:
     """
     parameters = _flat(layers)
     if torch.is_grad_enabled():
-        return _Perceptron.apply(x, between, *parameters)  # type: ignore[no-any-return]
-    return _forth(x, parameters, between, keep=False)[0]
+        return _Perceptron.apply(x, between, crew, *parameters)  # type: ignore[no-any-return]
+    widths = _widths(x, parameters)
+    return _forth(x, parameters, widths, between, crew, _count(x, widths), keep=False)[0]
 
 
 def linearize(x: Tensor, layers: Layers) -> tuple[Tensor, list[Tensor]]:
     """The output, and what `pull` needs, with ReLU between layers."""
     if not fits(x, layers):
         return plain(x, layers)
-    out, *kept = _forth(x, _flat(layers), "relu", keep=True)
+    parameters = _flat(layers)
+    out, *kept = _forth(x, parameters, _widths(x, parameters), "relu", None, 1, keep=True)
     return out, kept
 
 
@@ -101,7 +107,9 @@ def pull(kept: Sequence[Tensor], layers: Layers, grad: Tensor, found: Sequence[T
         to_x: overwritten, contiguous; None: not asked for.
     """
     if fits(kept[0], layers):
-        _back(kept, _flat(layers), "relu", grad, found, to_x)
+        parameters = _flat(layers)
+        widths = _widths(kept[0], parameters)
+        _back(kept, parameters, widths, "relu", None, grad, addresses_of(found)[None], to_x)
         return
     for k in reversed(range(len(kept))):
         weight, _ = layers[k]
@@ -118,65 +126,114 @@ def _flat(layers: Layers) -> list[Tensor]:
     return [tensor for layer in layers for tensor in layer]
 
 
+def _widths(x: Tensor, parameters: Sequence[Tensor]) -> list[int]:
+    return [x.shape[2], *[bias.shape[2] for bias in parameters[1::2]]]
+
+
 def _back(
     kept: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    widths: Sequence[int],
     between: Between,
+    crew: Crew | None,
     grad: Tensor,
-    found: Sequence[Tensor],
+    found: Numbers,
     to_x: Tensor | None,
 ) -> None:
-    """`pull`, compiled."""
+    """`pull`, compiled; gradients go where `found` says, `addresses_of` those of each part of the rows."""
     x, hidden = kept
-    copies, rows, size = x.shape
-    widths = [size, *[bias.shape[2] for bias in parameters[1::2]]]
+    copies, rows, _ = x.shape
     if widths[-1] >= NARROW:
         grad = grad.contiguous()
     turned = sum(inner * width for inner, width in itertools.pairwise(widths)) + widths[-2] * widths[-1]
-    scratch = x.new_empty(3 * BLOCK * max(widths) + turned)
+    count, room = len(found), 3 * BLOCK * max(widths) + turned
+    scratch = x.new_empty(count * room)
     places = hidden.data_ptr(), 0 if to_x is None else to_x.data_ptr(), scratch.data_ptr()
-    numbers = addresses_of(parameters), addresses_of(found), np.array(widths)
-    sizes = copies, rows, max(widths), BETWEEN.index(between)
-    _backward(product.address(), place_of(x), place_of(grad), *numbers, sizes, places)
+    sizes = copies, rows, max(widths), BETWEEN.index(between), count, room
+    given = place_of(x), place_of(grad), addresses_of(parameters), found, np.array(widths), sizes, places
+    share(crew, partial(_backward, product.address(), *given), count)
 
 
-def _forth(x: Tensor, parameters: Sequence[Tensor], between: Between, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _forth(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    widths: Sequence[int],
+    between: Between,
+    crew: Crew | None,
+    count: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The output, `x`, and all hidden layers' activations one after the other, unless they need not be kept.
+
+    `count` parts of the rows are computed by the threads of a crew.
 
     Normalised ones are those before ReLU; after them come the inverse deviations of every layer's rows.
     """
     if x.stride(2) != 1 or x.stride(1) < x.shape[2]:
         x = x.contiguous()
-    copies, rows, size = x.shape
-    widths = [size, *[bias.shape[2] for bias in parameters[1::2]]]
-    inside = sum(widths[1:-1]) + (len(widths) - 2) * (between == "norm")
-    hidden = x.new_empty(copies * rows * inside if keep else 2 * BLOCK * max(widths))
-    scratch = x.new_empty(BLOCK * (NARROW + (max(widths) if between == "norm" else 0)))
+    copies, rows, _ = x.shape
+    most, normed = max(widths), between == "norm"
+    inside = copies * rows * (sum(widths[1:-1]) + (len(widths) - 2) * normed) if keep else 0
+    hidden, room = x.new_empty(inside), BLOCK * (NARROW + most * (normed if keep else 2))
+    scratch = x.new_empty(count * room)
     narrow = widths[-1] < NARROW
     out = x.new_empty((copies, widths[-1], rows) if narrow else (copies, rows, widths[-1]))
     places = hidden.data_ptr(), out.data_ptr(), scratch.data_ptr()
-    sizes = copies, rows, max(widths), BETWEEN.index(between)
-    _forward(product.address(), place_of(x), addresses_of(parameters), np.array(widths), sizes, places, keep)
+    sizes = copies, rows, most, BETWEEN.index(between), count, room
+    given = place_of(x), addresses_of(parameters), np.array(widths), sizes, places, keep
+    share(crew, partial(_forward, product.address(), *given), count)
     return out.transpose(1, 2) if narrow else out, x, hidden
+
+
+def _count(x: Tensor, widths: Sequence[int]) -> int:
+    """How many parts the rows have, by how much work there is."""
+    copies, rows, _ = x.shape
+    work = copies * rows * sum(inner * width for inner, width in itertools.pairwise(widths))
+    return 1 if work < 2 * PART else evenly(min(work // PART, copies * _blocks(rows)))
+
+
+def evenly(worth: int) -> int:
+    """How many to make where so many are worth it: a power of 2, which threads can share evenly."""
+    return min(1 << max(worth.bit_length() - 1, 0), MOST)
+
+
+def _blocks(rows: int) -> int:
+    return max((rows + BLOCK - 1) // BLOCK, 1)
+
+
+def gradients(count: int, parameters: Sequence[Tensor]) -> tuple[list[list[Tensor]], Numbers]:
+    """Room for those of the parameters, of each part of the rows, and `addresses_of` it, `[count, layers, 4]`."""
+    found = [[tensor.new_empty(tensor.shape) for tensor in parameters] for _ in range(count)]
+    return found, addresses_of([tensor for part in found for tensor in part]).reshape(count, -1, 4)
+
+
+def added(found: list[list[Tensor]]) -> list[Tensor]:
+    """Gradients of all parts together."""
+    for part in found[1:]:
+        torch._foreach_add_(found[0], part)
+    return found[0]
 
 
 class _Perceptron(torch.autograd.Function):
     """From the input and every layer's weight and bias to the output."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, between: Between, *parameters: Tensor) -> Tensor:
-        out, *kept = _forth(x, parameters, between, keep=True)
+    def forward(ctx: Any, x: Tensor, between: Between, crew: Crew | None, *parameters: Tensor) -> Tensor:
+        widths = _widths(x, parameters)
+        count = _count(x, widths)
+        out, *kept = _forth(x, parameters, widths, between, crew, count, keep=True)
         ctx.save_for_backward(*kept, *parameters)
-        ctx.between = between
+        ctx.given = widths, between, crew, count
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, *parameters = ctx.saved_tensors
-        found = [tensor.new_empty(tensor.shape) for tensor in parameters]
+        widths, between, crew, count = ctx.given
+        found, tables = gradients(count, parameters)
         to_x = x.new_empty(x.shape) if ctx.needs_input_grad[0] else None
-        _back((x, hidden), parameters, ctx.between, grad, found, to_x)
-        return to_x, None, *found
+        _back((x, hidden), parameters, widths, between, crew, grad, tables, to_x)
+        return to_x, None, None, *added(found)
 
 
 @njit(inline="always")
@@ -196,50 +253,54 @@ def _forward(
     x: Places,
     parameters: Numbers,
     widths: Numbers,
-    sizes: tuple[int, int, int, int],
+    sizes: tuple[int, int, int, int, int, int],
     places: tuple[int, int, int],
     keep: bool,
+    part: int,
 ) -> None:
-    """Fills hidden layers' activations and the output, which are in `places` with room for a block's narrow output."""
-    copies, rows, most, between = sizes
+    """Fills hidden layers' activations if they are kept, and the output; `places` end with scratch for every part."""
+    copies, rows, most, between, parts, apart = sizes
     hidden, out, scratch = places
-    layers, blocks = len(parameters), (rows + BLOCK - 1) // BLOCK
+    scratch += 4 * apart * part
+    hidden = hidden if keep else scratch + 4 * BLOCK * NARROW
+    layers, blocks = len(parameters), max((rows + BLOCK - 1) // BLOCK, 1)
+    last = copies * blocks * (part + 1) // parts
     room, inside = 4 * BLOCK * most, 0
     for k in range(1, layers):
         inside += widths[k]
-    for c in range(copies):
-        for b in range(blocks):
-            low = rows * b // blocks
-            count = rows * (b + 1) // blocks - low
-            before = some_rows(x, c, low, count, widths[0])
-            start = hidden
-            for k in range(layers):
-                weight = at(parameters[k, 0] + c * parameters[k, 1], widths[k], widths[k + 1])
-                bias = at(parameters[k, 2] + c * parameters[k, 3], 1, widths[k + 1])
-                if k + 1 < layers:
-                    place = start + 4 * (c * rows + low) * widths[k + 1] if keep else start + room * (k % 2)
-                    after = at(place, count, widths[k + 1])
-                    affine(dot, before, weight, bias, after, NOTHING if between else RELU)
-                    if between == TANH:
-                        for i in range(count):
-                            bend(at(place + 4 * i * widths[k + 1], 1, widths[k + 1])[0])
-                    elif between == NORM:
-                        inverses = hidden + 4 * copies * rows * (inside + k) + 4 * (c * rows + low)
-                        for i in range(count):
-                            inverse = standardise(at(place + 4 * i * widths[k + 1], 1, widths[k + 1])[0])
-                            if keep:
-                                at(inverses, 1, count)[0, i] = inverse
-                        after = at(scratch + 4 * BLOCK * NARROW, count, widths[k + 1]) if keep else after
-                        _open(place, after)
-                    start += 4 * copies * rows * widths[k + 1] if keep else 0
-                    before = after[:, : widths[k + 1]]
-                elif widths[layers] < NARROW:
-                    after = at(scratch, count, widths[layers])
-                    affine(dot, before, weight, bias, after, NOTHING)
-                    turn(after, at(out + 4 * c * rows * widths[layers], widths[layers], rows)[:, low : low + count])
-                else:
-                    after = at(out + 4 * (c * rows + low) * widths[layers], count, widths[layers])
-                    affine(dot, before, weight, bias, after, NOTHING)
+    for q in range(copies * blocks * part // parts, last):
+        c, b = q // blocks, q % blocks
+        low = rows * b // blocks
+        count = rows * (b + 1) // blocks - low
+        before = some_rows(x, c, low, count, widths[0])
+        start = hidden
+        for k in range(layers):
+            weight = at(parameters[k, 0] + c * parameters[k, 1], widths[k], widths[k + 1])
+            bias = at(parameters[k, 2] + c * parameters[k, 3], 1, widths[k + 1])
+            if k + 1 < layers:
+                place = start + 4 * (c * rows + low) * widths[k + 1] if keep else start + room * (k % 2)
+                after = at(place, count, widths[k + 1])
+                affine(dot, before, weight, bias, after, NOTHING if between else RELU)
+                if between == TANH:
+                    for i in range(count):
+                        bend(at(place + 4 * i * widths[k + 1], 1, widths[k + 1])[0])
+                elif between == NORM:
+                    inverses = hidden + 4 * copies * rows * (inside + k) + 4 * (c * rows + low)
+                    for i in range(count):
+                        inverse = standardise(at(place + 4 * i * widths[k + 1], 1, widths[k + 1])[0])
+                        if keep:
+                            at(inverses, 1, count)[0, i] = inverse
+                    after = at(scratch + 4 * BLOCK * NARROW, count, widths[k + 1]) if keep else after
+                    _open(place, after)
+                start += 4 * copies * rows * widths[k + 1] if keep else 0
+                before = after[:, : widths[k + 1]]
+            elif widths[layers] < NARROW:
+                after = at(scratch, count, widths[layers])
+                affine(dot, before, weight, bias, after, NOTHING)
+                turn(after, at(out + 4 * c * rows * widths[layers], widths[layers], rows)[:, low : low + count])
+            else:
+                after = at(out + 4 * (c * rows + low) * widths[layers], count, widths[layers])
+                affine(dot, before, weight, bias, after, NOTHING)
 
 
 @jit(product, elementary, pointers)
@@ -248,75 +309,85 @@ def _backward(
     x: Places,
     grad: Places,
     parameters: Numbers,
-    found: Numbers,
+    tables: Numbers,
     widths: Numbers,
-    sizes: tuple[int, int, int, int],
+    sizes: tuple[int, int, int, int, int, int],
     places: tuple[int, int, int],
+    part: int,
 ) -> None:
-    """Fills the gradients `found` unless it is empty, and x's; `places`: hidden layers, gradient of x or 0, scratch."""
-    copies, rows, most, between = sizes
+    """Fills the gradients that `tables` name, a part's each, and x's.
+
+    `places`: hidden layers, gradient of x or 0, scratch.
+    """
+    copies, rows, most, between, parts, apart = sizes
     hidden, to_x, scratch = places
+    found = tables[part]
+    scratch += 4 * apart * part
     layers, blocks, narrow = len(parameters), max((rows + BLOCK - 1) // BLOCK, 1), widths[-1] < NARROW
+    last = copies * blocks * (part + 1) // parts
     asked = len(found) > 0
     room, inside = 4 * BLOCK * most, 0
     for k in range(1, layers):
         inside += widths[k]
-    for c in range(copies):
-        turned = scratch + 3 * room
-        for k in range(layers):
-            inner, width = widths[k], widths[k + 1]
-            if k or to_x:
-                turn(at(parameters[k, 0] + c * parameters[k, 1], inner, width), at(turned, width, inner))
-            if asked:
-                at(found[k, 2] + c * found[k, 3], 1, width)[:] = RELU
-            turned += 4 * inner * width
-        to_narrow = at(turned, widths[layers], widths[layers - 1])
-        for b in range(blocks):
-            low = rows * b // blocks
-            count = rows * (b + 1) // blocks - low
-            here = some_rows(grad, c, low, count, widths[layers])
-            if asked:
-                to_bias = at(found[layers - 1, 2] + c * found[layers - 1, 3], 1, widths[layers])
-                add_rows(here, to_bias)
-            outputs, weights = hidden + 4 * copies * rows * inside, turned
-            for back in range(layers):
-                k = layers - 1 - back
+    if asked:
+        clear(found, widths, copies)
+    begun, turned = -1, scratch
+    for q in range(copies * blocks * part // parts, last):
+        c, b = q // blocks, q % blocks
+        if c != begun:
+            begun, turned = c, scratch + 3 * room
+            for k in range(layers):
                 inner, width = widths[k], widths[k + 1]
-                weights -= 4 * inner * width
-                seen = outputs
-                if k:
-                    outputs -= 4 * copies * rows * inner
-                    seen = outputs + 4 * (c * rows + low) * inner
-                    before = at(seen, count, inner)[:, :inner]
-                    if between == NORM:
-                        before = at(scratch + 2 * room, count, inner)[:, :inner]
-                        _open(seen, before)
+                if k or to_x:
+                    turn(at(parameters[k, 0] + c * parameters[k, 1], inner, width), at(turned, width, inner))
+                turned += 4 * inner * width
+            at(turned, widths[layers], widths[layers - 1])[:] = RELU
+        to_narrow = at(turned, widths[layers], widths[layers - 1])
+        low = rows * b // blocks
+        count = rows * (b + 1) // blocks - low
+        here = some_rows(grad, c, low, count, widths[layers])
+        if asked:
+            to_bias = at(found[layers - 1, 2] + c * found[layers - 1, 3], 1, widths[layers])
+            add_rows(here, to_bias)
+        outputs, weights = hidden + 4 * copies * rows * inside, turned
+        for back in range(layers):
+            k = layers - 1 - back
+            inner, width = widths[k], widths[k + 1]
+            weights -= 4 * inner * width
+            seen = outputs
+            if k:
+                outputs -= 4 * copies * rows * inner
+                seen = outputs + 4 * (c * rows + low) * inner
+                before = at(seen, count, inner)[:, :inner]
+                if between == NORM:
+                    before = at(scratch + 2 * room, count, inner)[:, :inner]
+                    _open(seen, before)
+            else:
+                before = some_rows(x, c, low, count, inner)
+            if asked and narrow and back == 0:
+                accumulate(dot, here.T, before, to_narrow)
+            elif asked:
+                accumulate(dot, before.T, here, at(found[k, 0] + c * found[k, 1], inner, width))
+            if k:
+                after = at(scratch + room * (k % 2), count, inner)
+                if between:
+                    multiply(dot, here, at(weights, width, inner), after)
+                    inverses = hidden + 4 * copies * rows * (inside + k - 1) + 4 * (c * rows + low)
+                    for i in range(count):
+                        row, to_row = at(seen + 4 * i * inner, 1, inner)[0], at(after.ctypes.data, count, inner)[i]
+                        if between == TANH:
+                            bend_back(row, to_row)
+                        else:
+                            standardise_back(row, to_row, at(inverses, 1, count)[0, i])
                 else:
-                    before = some_rows(x, c, low, count, inner)
-                if asked and narrow and back == 0:
-                    _add(dot, here.T, before, to_narrow, b)
-                elif asked:
-                    _add(dot, before.T, here, at(found[k, 0] + c * found[k, 1], inner, width), b)
-                if k:
-                    after = at(scratch + room * (k % 2), count, inner)
-                    if between:
-                        multiply(dot, here, at(weights, width, inner), after)
-                        inverses = hidden + 4 * copies * rows * (inside + k - 1) + 4 * (c * rows + low)
-                        for i in range(count):
-                            row, to_row = at(seen + 4 * i * inner, 1, inner)[0], at(after.ctypes.data, count, inner)[i]
-                            if between == TANH:
-                                bend_back(row, to_row)
-                            else:
-                                standardise_back(row, to_row, at(inverses, 1, count)[0, i])
-                    else:
-                        gated(dot, here, at(weights, width, inner), before, after)
-                    if asked:
-                        add_rows(after, at(found[k - 1, 2] + c * found[k - 1, 3], 1, inner))
-                    here = after[:, :inner]
-                elif to_x:
-                    to_rows = at(to_x + 4 * (c * rows + low) * inner, count, inner)
-                    multiply(dot, here, at(weights, width, inner), to_rows)
-        if asked and narrow:
+                    gated(dot, here, at(weights, width, inner), before, after)
+                if asked:
+                    add_rows(after, at(found[k - 1, 2] + c * found[k - 1, 3], 1, inner))
+                here = after[:, :inner]
+            elif to_x:
+                to_rows = at(to_x + 4 * (c * rows + low) * inner, count, inner)
+                multiply(dot, here, at(weights, width, inner), to_rows)
+        if asked and narrow and (q + 1 == last or b + 1 == blocks):
             turn(to_narrow, at(found[layers - 1, 0] + c * found[layers - 1, 1], widths[layers - 1], widths[layers]))
 
 
@@ -376,12 +447,12 @@ def standardise_back(row: Any, grad: Any, inverse: Any) -> None:
 
 
 @njit(inline="always")
-def _add(dot: Any, a: Any, b: Any, total: Any, before: Any) -> None:
-    """To `total`, a b; after nothing, if there was none `before`."""
-    if before:
-        accumulate(dot, a, b, total)
-    else:
-        multiply(dot, a, b, total)
+def clear(found: Any, widths: Any, copies: Any) -> None:
+    """Zeros where the gradients of all layers go, whose outputs follow the first's inputs in `widths`."""
+    for k in range(len(found)):
+        for c in range(copies):
+            at(found[k, 0] + c * found[k, 1], widths[k], widths[k + 1])[:] = RELU
+            at(found[k, 2] + c * found[k, 3], 1, widths[k + 1])[:] = RELU
 
 
 @njit(inline="always")
