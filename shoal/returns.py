@@ -27,9 +27,8 @@ def outcome(batch: Batch, reward: Literal["own", "sum", "mean"], team: bool) -> 
     terminated. `reward` is each agent's own, or the sum or mean of all agents' rewards.
     """
     groups = batch.groups.values()
-    own, terminated, present = (
-        torch.cat([getattr(g, n) for g in groups], -1) for n in ("reward", "terminated", "present")
-    )
+    columns = [[getattr(g, name) for g in groups] for name in ("reward", "terminated", "present")]
+    own, terminated, present = (x[0] if len(x) == 1 else torch.cat(x, -1) for x in columns)
     shared = own.sum(-1, keepdim=True) if reward == "sum" else own.mean(-1, keepdim=True)
     if team:
         return shared, terminated.all(-1, keepdim=True), present.any(-1, keepdim=True)

@@ -17,6 +17,7 @@ LAYERS = [
         "rollouts",
         "elementary",
         "surrogate",
+        "qvalues",
         "pointers",
         "roll",
         "threads",

@@ -189,6 +189,8 @@ class PPO:
         }
         self.critic_optimizer = optim.Adam(self.modules[1], config.critic_lr, config.max_grad_norm)
         self.cut = rollouts.Cut.of([*self.nets.values(), *critics.values()])
+        if config.sequential:  # one agent at a time has too little to learn for two threads
+            self.cut = replace(self.cut, least=self.cut.most)
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
         lend(self.crew, *self.modules)
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from shoal import actions, optim, rollouts, tree
-from shoal.algorithms.q_agents import QAgents, QConfig, look, pick
+from shoal import optim, qvalues, rollouts, tree
+from shoal.algorithms.q_agents import QAgents, QConfig, look
 from shoal.nets import together
 from shoal.nets.conv import flat
 from shoal.nets.normalise import ValueNorm
@@ -132,10 +132,7 @@ class PQN(QAgents):
             obs = {name: flat(agents.obs, 3) for name, agents in groups.items()}
             past = together.unroll(self.nets, obs, start, batch.ended, batch.hears)
         q = together.foresee(self.nets, next_obs, *past, batch.ended, batch.next_hears)
-        best = []
-        for name, agents in groups.items():
-            value = actions.mask_logits(q[name], agents.next_legal).max(-1).values
-            best.append(value.masked_fill(agents.terminated, 0.0))
+        best = [qvalues.following(q[n], q[n], a.next_legal, a.terminated)[1] for n, a in groups.items()]
         return self._mix(torch.cat(best, -1), self.states(batch)[1])
 
     def _mix(self, values: Tensor, state: Tensor) -> Tensor:
@@ -172,7 +169,7 @@ class PQN(QAgents):
         """Of what was done, `[time, batch, value]`."""
         start = {name: memory[0] for name, memory in lesson.memory.items()}
         q = together.unroll(self.nets, lesson.obs, start, lesson.ended, lesson.hears)[0]
-        taken = [pick(q[name], lesson.action[name]) * lesson.present[name] for name in q]
+        taken = [qvalues.taken(q[name], lesson.action[name], lesson.present[name]) for name in q]
         return self._mix(torch.cat(taken, -1), lesson.state)
 
     # Saving

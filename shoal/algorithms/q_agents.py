@@ -166,11 +166,6 @@ class QAgents:
         return self.config.net.tied() + ["mixer to sum or none"] * (self.config.mixer == "monotonic")
 
 
-def pick(q: Tensor, action: Tensor) -> Tensor:
-    """Values `[..., size]` of the actions `[...]`."""
-    return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-
-
 def look(eyes: Eyes, state: Tensor) -> Tensor:
     """`[time, batch, columns]` as the mixer sees it."""
     seen: Tensor = eyes(state.flatten(0, 1).unsqueeze(0))
@@ -179,4 +174,5 @@ def look(eyes: Eyes, state: Tensor) -> Tensor:
 
 def beside(parts: list[Tensor]) -> Tensor:
     """One row `[time, batch, ...]` of every agent's columns."""
-    return torch.cat([part.flatten(2) for part in parts], -1)
+    rows = [part.flatten(2) for part in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, -1)

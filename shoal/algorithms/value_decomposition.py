@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shoal import actions, optim, tree
-from shoal.algorithms.q_agents import QAgents, QConfig, beside, look, pick
+from shoal import actions, optim, qvalues, tree
+from shoal.algorithms.q_agents import QAgents, QConfig, beside, look
 from shoal.nets import together
 from shoal.nets.conv import flat
 from shoal.nets.dense import AgentNet
@@ -133,8 +133,8 @@ class ValueDecomposition(QAgents):
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
         pieces = self.cut((batch, tree.map(lambda memory: memory.unsqueeze(0), start)), batch.ended)
         found = self.crew.map(lambda piece: self._values(piece[0], *tree.index(piece[1], 0)), pieces)
-        target = torch.cat([target for _, target, _ in found], 1)
-        present = torch.cat([present for _, _, present in found], 1)
+        target = _joined([target for _, target, _ in found])
+        present = _joined([present for _, _, present in found])
         weights = mean_weights(present)
         if self.config.normalise:
             self.norm.update(target, weights)
@@ -153,8 +153,8 @@ class ValueDecomposition(QAgents):
             optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
             self.target_norm.follow(self.norm, self.config.tau)
         if self.config.priority and self.replay is not None:
-            self.replay.prioritise(_priority(torch.cat([error for _, _, error in results], 1).abs() * present))
-        values = torch.cat([piece[0][0].detach() for piece in found], 1)
+            self.replay.prioritise(_priority(_joined([error for _, _, error in results]).abs() * present))
+        values = _joined([piece[0][0].detach() for piece in found])
         return {
             "loss": torch.stack([loss for _, loss, _ in results]).sum(),
             "q": self.norm.restore(values).mean(),
@@ -199,13 +199,13 @@ class ValueDecomposition(QAgents):
             space = self.spec.groups[name].action
             action, present = agents.action[learned], agents.present[learned]
             then = later.groups[name]
-            next_action = actions.greedy(space, next_q[name], then.next_legal)
-            taken.append(pick(q[name][learned], action) * present)
-            following.append(pick(target_q[name], next_action).masked_fill(then.terminated, 0.0))
+            found = qvalues.following(next_q[name], target_q[name], then.next_legal, then.terminated)
+            taken.append(qvalues.taken(q[name][learned], action, present))
+            following.append(found[1])
             if self.config.weight != 1:
                 chosen.append(actions.encode(space, action) * present.unsqueeze(-1))
-                next_chosen.append(actions.encode(space, next_action) * ~then.terminated.unsqueeze(-1))
-        value, next_value = torch.cat(taken, -1), torch.cat(following, -1)
+                next_chosen.append(actions.encode(space, found[0]) * ~then.terminated.unsqueeze(-1))
+        value, next_value = beside(taken), beside(following)
         values = [value]
         if self.config.mixer != "none":
             state, next_state = self.states(batch)[0], self.states(later)[1]
@@ -293,6 +293,11 @@ def _check(config: Config) -> None:
         raise ShoalError(f"weight must be between 0 and 1, not {config.weight}")
     if config.n_step < 1 or min(config.sequence, config.burn_in, config.update_every) < 0:
         raise ShoalError("n_step must be at least 1, sequence, burn_in and update_every must not be negative")
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """`[time, batch, ...]` of all pieces of a batch."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 def _priority(error: Tensor) -> Tensor:

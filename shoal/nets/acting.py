@@ -83,7 +83,7 @@ class Player:
     ) -> None:
         view = env.result.view
         self.num_envs, self.steps, self.draw, self.crew = len(env.result.ended), steps, draw, crew
-        self.chance = torch.zeros(steps)
+        self.chance = np.zeros(steps, np.float32)
         self.noise = {name: self._noise(net.num_agents, choosers[name], env.inputs[name]) for name, net in nets.items()}
         self.rows = [{name: noise[t] for name, noise in self.noise.items()} for t in range(steps)]
         self.kept: list[Any] = [nets, choosers, env.inputs, view, memory]  # whose addresses are in the tables
@@ -97,7 +97,7 @@ class Player:
         room = max(_scratch(net) for net in nets.values())
         self.scratch = torch.zeros(parts, room)
         heads = [
-            (len(seats), self.seats.ctypes.data, self.chance.data_ptr(), one.data_ptr(), product.address())
+            (len(seats), self.seats.ctypes.data, self.chance.ctypes.data, one.data_ptr(), product.address())
             for one in self.scratch
         ]
         self.heads = np.array(heads, np.int64)

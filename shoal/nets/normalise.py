@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -51,10 +53,20 @@ class ValueNorm(nn.Module):
 
     def normalise(self, values: Tensor) -> Tensor:
         """To the network's units."""
-        mean, std = self.scale()
+        mean, std = self._numbers()
         return (values - mean) / std
 
     def restore(self, normalised: Tensor) -> Tensor:
         """To the rewards' units."""
-        mean, std = self.scale()
+        mean, std = self._numbers()
         return normalised * std + mean
+
+    def _numbers(self) -> tuple[Tensor | float, Tensor | float]:
+        """`scale`; where it is two numbers on a CPU, without a dozen operations on one number each."""
+        if self.columns.numel() or not self.total.is_cpu:
+            return self.scale()
+        mean, square, total = self.mean_sum.item(), self.square_sum.item(), self.total.item()
+        if total <= 0:
+            return 0.0, 1.0
+        mean, square = mean / total, square / total
+        return mean, math.sqrt(max(square - mean * mean, 1e-4))
