@@ -247,6 +247,13 @@ def turn(x: Any, out: Any) -> None:
                     out[j, i] = x[i, j]
 
 
+@njit(inline="always")
+def _shared(rows: Any, parts: Any) -> Any:
+    """Blocks of a copy's rows: as many for each part."""
+    blocks = max((rows + BLOCK - 1) // BLOCK, 1)
+    return (blocks + parts - 1) // parts * parts
+
+
 @jit(product, elementary, pointers)
 def _forward(
     dot: int,
@@ -263,7 +270,7 @@ def _forward(
     hidden, out, scratch = places
     scratch += 4 * apart * part
     hidden = hidden if keep else scratch + 4 * BLOCK * NARROW
-    layers, blocks = len(parameters), max((rows + BLOCK - 1) // BLOCK, 1)
+    layers, blocks = len(parameters), _shared(rows, parts)
     last = copies * blocks * (part + 1) // parts
     room, inside = 4 * BLOCK * most, 0
     for k in range(1, layers):
@@ -323,7 +330,7 @@ def _backward(
     hidden, to_x, scratch = places
     found = tables[part]
     scratch += 4 * apart * part
-    layers, blocks, narrow = len(parameters), max((rows + BLOCK - 1) // BLOCK, 1), widths[-1] < NARROW
+    layers, blocks, narrow = len(parameters), _shared(rows, parts), widths[-1] < NARROW
     last = copies * blocks * (part + 1) // parts
     asked = len(found) > 0
     room, inside = 4 * BLOCK * most, 0
