@@ -90,7 +90,8 @@ class Gru(nn.Module):
         layers = [*before, *unit, *after]
         if _fits(x, memory, layers, identity):
             flat = [tensor for pair in layers for tensor in pair]
-            beside = _Beside(len(before), keep, identity, self.crew)
+            kept = None if keep is None else keep.contiguous()
+            beside = _Beside(len(before), kept, identity, self.crew)
             if torch.is_grad_enabled():
                 found, out = _Compiled.apply(x, memory, beside, *flat)
             else:
@@ -440,11 +441,10 @@ def _backward(
                     )
                     from_now = to_now
                 for j in range(count):
+                    row = t * count + j
                     _cell_back(
-                        at(here + 4 * (time * count * starts[recall + 1] + (t * count + j) * 4 * width), 1, 4 * width)[
-                            0
-                        ],
-                        at(here + 4 * (time * count * starts[recall] + (t * count + j) * width), 1, width)[0],
+                        at(here + 4 * (time * count * starts[recall + 1] + row * 4 * width), 1, 4 * width)[0],
+                        at(here + 4 * (time * count * starts[recall] + row * width), 1, width)[0],
                         at(from_now + 4 * width * j, 1, width)[0],
                         np.float32(t + 1 < time and _kept(beside, rows, t + 1, low + j)),
                         at(carry + 4 * width * j, 1, width)[0],
