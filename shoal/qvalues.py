@@ -14,6 +14,7 @@ from numba import njit
 from torch import Tensor
 
 from shoal import pointers
+from shoal.actions import best, mask_logits
 from shoal.jit import jit
 from shoal.pointers import at, flags, words
 
@@ -45,7 +46,7 @@ def following(q: Tensor, judged: Tensor, legal: Tensor, terminated: Tensor) -> t
         masks = legal.data_ptr() if legal.shape[3] else 0, terminated.data_ptr()
         _following(tuple(q.shape), _rows(q), _rows(judged), masks, (action.data_ptr(), value.data_ptr()))
         return action, value
-    action = (q.masked_fill(~legal, -torch.inf) if legal.shape[3] else q).max(-1).indices
+    action = best(mask_logits(q, legal))
     return action, judged.gather(-1, action.unsqueeze(-1)).squeeze(-1).masked_fill(terminated, 0.0)
 
 
@@ -112,12 +113,12 @@ def _following(
     for t in range(shape[0]):
         for e in range(shape[1]):
             for i in range(shape[2]):
-                row, best, most, legal = _row(q, t, e, i), 0, np.float32(-np.inf), masks[0] + line * size
+                row, chosen, most, legal = _row(q, t, e, i), 0, np.float32(-np.inf), masks[0] + line * size
                 for k in range(size):
                     value = at(row + k * q[4], 1, 1)[0, 0]
                     if value > most and (masks[0] == 0 or flags(legal, size)[k]):
-                        best, most = k, value
-                actions[line] = best
-                value = at(_row(judged, t, e, i) + best * judged[4], 1, 1)[0, 0]
+                        chosen, most = k, value
+                actions[line] = chosen
+                value = at(_row(judged, t, e, i) + chosen * judged[4], 1, 1)[0, 0]
                 values[line] = np.float32(0.0) if over[line] else value
                 line += 1

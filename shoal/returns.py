@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from shoal import tree
 from shoal.types import Batch
 
 
@@ -27,8 +28,9 @@ def outcome(batch: Batch, reward: Literal["own", "sum", "mean"], team: bool) -> 
     terminated. `reward` is each agent's own, or the sum or mean of all agents' rewards.
     """
     groups = batch.groups.values()
-    columns = [[getattr(g, name) for g in groups] for name in ("reward", "terminated", "present")]
-    own, terminated, present = (x[0] if len(x) == 1 else torch.cat(x, -1) for x in columns)
+    own, terminated, present = (
+        tree.join([getattr(g, name) for g in groups], -1) for name in ("reward", "terminated", "present")
+    )
     shared = own.sum(-1, keepdim=True) if reward == "sum" else own.mean(-1, keepdim=True)
     if team:
         return shared, terminated.all(-1, keepdim=True), present.any(-1, keepdim=True)

@@ -76,12 +76,18 @@ def share(crew: Crew | None, work: Callable[[int], None], count: int) -> None:
         crew.map(work, range(count))
 
 
+class Sharing(nn.Module):
+    """A network whose rows the threads of a crew share."""
+
+    crew: Crew | None = None
+
+
 def lend(crew: Crew, *modules: nn.Module) -> None:
-    """Let the networks among these, and within them, share their rows among threads."""
+    """Give it to the networks among these, and within them, that share their rows."""
     for module in modules:
         for part in module.modules():
-            if hasattr(part, "crew"):
-                part.crew = crew  # type: ignore[assignment]
+            if isinstance(part, Sharing):
+                part.crew = crew
 
 
 def _start() -> None:

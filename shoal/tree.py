@@ -61,6 +61,11 @@ def cat(trees: list[T], dim: int = 0) -> T:
     return map(lambda *tensors: torch.cat(tensors, dim), trees[0], *trees[1:])
 
 
+def join(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat`, without a copy where there is but one."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
 def index(tree: T, where: Any) -> T:
     """`tensor[where]` everywhere."""
     return map(lambda tensor: tensor[where], tree)

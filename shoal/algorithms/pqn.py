@@ -133,7 +133,7 @@ class PQN(QAgents):
             past = together.unroll(self.nets, obs, start, batch.ended, batch.hears)
         q = together.foresee(self.nets, next_obs, *past, batch.ended, batch.next_hears)
         best = [qvalues.following(q[n], q[n], a.next_legal, a.terminated)[1] for n, a in groups.items()]
-        return self._mix(torch.cat(best, -1), self.states(batch)[1])
+        return self._mix(tree.join(best, -1), self.states(batch)[1])
 
     def _mix(self, values: Tensor, state: Tensor) -> Tensor:
         """From agents' values `[time, batch, agent]` to what has targets, `[time, batch, value]`."""
@@ -170,7 +170,7 @@ class PQN(QAgents):
         start = {name: memory[0] for name, memory in lesson.memory.items()}
         q = together.unroll(self.nets, lesson.obs, start, lesson.ended, lesson.hears)[0]
         taken = [qvalues.taken(q[name], lesson.action[name], lesson.present[name]) for name in q]
-        return self._mix(torch.cat(taken, -1), lesson.state)
+        return self._mix(tree.join(taken, -1), lesson.state)
 
     # Saving
 

@@ -174,5 +174,4 @@ def look(eyes: Eyes, state: Tensor) -> Tensor:
 
 def beside(parts: list[Tensor]) -> Tensor:
     """One row `[time, batch, ...]` of every agent's columns."""
-    rows = [part.flatten(2) for part in parts]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
+    return tree.join([part.flatten(2) for part in parts], -1)

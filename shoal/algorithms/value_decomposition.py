@@ -133,8 +133,8 @@ class ValueDecomposition(QAgents):
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
         pieces = self.cut((batch, tree.map(lambda memory: memory.unsqueeze(0), start)), batch.ended)
         found = self.crew.map(lambda piece: self._values(piece[0], *tree.index(piece[1], 0)), pieces)
-        target = _joined([target for _, target, _ in found])
-        present = _joined([present for _, _, present in found])
+        target = tree.join([target for _, target, _ in found], 1)
+        present = tree.join([present for _, _, present in found], 1)
         weights = mean_weights(present)
         if self.config.normalise:
             self.norm.update(target, weights)
@@ -153,8 +153,8 @@ class ValueDecomposition(QAgents):
             optim.follow(self.target_vector, self.optimizer.vector, self.config.tau)
             self.target_norm.follow(self.norm, self.config.tau)
         if self.config.priority and self.replay is not None:
-            self.replay.prioritise(_priority(_joined([error for _, _, error in results]).abs() * present))
-        values = _joined([piece[0][0].detach() for piece in found])
+            self.replay.prioritise(_priority(tree.join([error for _, _, error in results], 1).abs() * present))
+        values = tree.join([piece[0][0].detach() for piece in found], 1)
         return {
             "loss": torch.stack([loss for _, loss, _ in results]).sum(),
             "q": self.norm.restore(values).mean(),
@@ -293,11 +293,6 @@ def _check(config: Config) -> None:
         raise ShoalError(f"weight must be between 0 and 1, not {config.weight}")
     if config.n_step < 1 or min(config.sequence, config.burn_in, config.update_every) < 0:
         raise ShoalError("n_step must be at least 1, sequence, burn_in and update_every must not be negative")
-
-
-def _joined(pieces: list[Tensor]) -> Tensor:
-    """`[time, batch, ...]` of all pieces of a batch."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 def _priority(error: Tensor) -> Tensor:

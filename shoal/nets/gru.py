@@ -19,10 +19,10 @@ from shoal import elementary, pointers
 from shoal.elementary import tanh
 from shoal.jit import jit
 from shoal.nets import perceptron, product
-from shoal.nets.perceptron import NARROW, PART, RELU, add_rows, turn
+from shoal.nets.perceptron import NARROW, PART, RELU, add_rows, clear, turn
 from shoal.nets.product import NOTHING, accumulate, affine, gated, multiply
 from shoal.pointers import Layers, Numbers, Places, addresses_of, at, flags, layer, matrix, move, place_of, some_rows
-from shoal.threads import Crew, share
+from shoal.threads import Crew, Sharing, share
 
 CHUNK, FEW = 24, 6
 """Rows that go through a sequence together, at most: what belongs to them stays in the cache; and at least."""
@@ -32,7 +32,7 @@ LEAST = 512
 """Rows of all steps that are worth gradients of their own, which are added afterwards."""
 
 
-class Gru(nn.Module):
+class Gru(Sharing):
     """`copies` gated recurrent units side by side (Cho et al. 2014, arXiv 1406.1078; the variant of `torch.nn.GRU`):
 
         r = sigmoid(W_r x + b_r + U_r h + c_r)        z = sigmoid(W_z x + b_z + U_z h + c_z)
@@ -45,7 +45,6 @@ class Gru(nn.Module):
 
     def __init__(self, size: int, width: int, copies: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.crew: Crew | None = None  # threads that share the rows
         bound = 1.0 / math.sqrt(width)
 
         def draw(rows: int) -> nn.Parameter:
@@ -402,11 +401,7 @@ def _backward(
     to_head = to_now + 4 * CHUNK * width
     turned = to_head + 4 * size * width
     copy, back, head = -1, turned, turned
-    for k in range(layers):
-        for c in range(copies):
-            to_weight, to_bias = layer(found, sizes, k, c)
-            to_weight[:] = RELU
-            to_bias[:] = RELU
+    clear(found, sizes[:, 0], sizes[:, 1], copies)
     for q in range(part[0], part[1]):
         c, i = q // chunks, q % chunks
         low = rows * i // chunks

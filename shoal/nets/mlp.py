@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from shoal.nets import perceptron
-from shoal.threads import Crew
+from shoal.threads import Sharing
 
 ALL = slice(None)
 
 
-class Mlp(nn.Module):
+class Mlp(Sharing):
     """`copies` perceptrons of the same sizes side by side: `[copies, batch, in] -> [copies, batch, out]`, ReLU between.
 
     Weights and biases are drawn as `torch.nn.Linear` draws them (uniform, bound 1/sqrt(fan_in)), from `generator`. With
@@ -23,7 +23,6 @@ class Mlp(nn.Module):
 
     def __init__(self, sizes: tuple[int, ...], copies: int, generator: torch.Generator, norm: bool = False) -> None:
         super().__init__()
-        self.crew: Crew | None = None  # threads that share the rows
         self.norm = norm
         layers = []
         for fan_in, fan_out in itertools.pairwise(sizes):

@@ -337,7 +337,7 @@ def _backward(
     for k in range(1, layers):
         inside += widths[k]
     if asked:
-        clear(found, widths, copies)
+        clear(found, widths[:-1], widths[1:], copies)
     begun, turned = -1, scratch
     for q in range(copies * blocks * part // parts, last):
         c, b = q // blocks, q % blocks
@@ -454,12 +454,12 @@ def standardise_back(row: Any, grad: Any, inverse: Any) -> None:
 
 
 @njit(inline="always")
-def clear(found: Any, widths: Any, copies: Any) -> None:
-    """Zeros where the gradients of all layers go, whose outputs follow the first's inputs in `widths`."""
+def clear(found: Any, inputs: Any, outputs: Any, copies: Any) -> None:
+    """Zeros where the gradients of all layers go, which have so many inputs and outputs."""
     for k in range(len(found)):
         for c in range(copies):
-            at(found[k, 0] + c * found[k, 1], widths[k], widths[k + 1])[:] = RELU
-            at(found[k, 2] + c * found[k, 3], 1, widths[k + 1])[:] = RELU
+            at(found[k, 0] + c * found[k, 1], inputs[k], outputs[k])[:] = RELU
+            at(found[k, 2] + c * found[k, 3], 1, outputs[k])[:] = RELU
 
 
 @njit(inline="always")
