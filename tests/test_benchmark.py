@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,27 @@ def test_an_interrupted_benchmark_saves(tmp_path: Path) -> None:
     assert "every run has saved" in output
     with jobs.locked(tmp_path, patience=0.0):  # nobody is left
         pass
+
+
+def test_an_estimate_leaves_out_what_is_compiled(tmp_path: Path, monkeypatch: Any) -> None:
+    clock, played = [0.0], SimpleNamespace(env_steps=0, updates=0)
+
+    def train(*_: Any, **__: Any) -> Iterator[SimpleNamespace]:
+        while True:  # an update every 100 steps, the first of which takes 50 seconds
+            played.env_steps += 50
+            clock[0] += 0.25
+            if played.env_steps % 100 == 0:
+                clock[0] += 0.5 if played.updates else 50.0
+                played.updates += 1
+            yield played
+
+    def evaluate(*_: Any, **__: Any) -> None:
+        clock[0] += 0.0 if clock[0] > 100 else 60.0  # the first time
+
+    monkeypatch.setattr(benchmark, "train", train)
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert benchmark.probe(benchmark.plan(TINY, tmp_path)[0].run) == pytest.approx(0.01)
 
 
 def test_a_directory_with_another_run_is_refused(tmp_path: Path) -> None:

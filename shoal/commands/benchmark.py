@@ -190,15 +190,22 @@ def probe(run: Run) -> float:
     environment = experiment.environment_of(run)
     env = environment.make(settings.num_envs)
     algorithm = experiment.build(dataclasses.replace(run, config=config), env.spec)
-    first, begin = (0, 0.0), time.perf_counter()
+    marks: list[tuple[int, float]] = []  # from the first update on: what that compiles or allocates is left out
+    updates, begin = 0, time.perf_counter()
     for progress in train(algorithm, env, settings.total_steps, seed=settings.seed, threads=1):
-        if not first[0]:  # what is compiled or allocated is not counted
-            first = progress.env_steps, time.perf_counter()
-        elif progress.updates and time.perf_counter() - max(first[1], begin) > PROBE_SECONDS:
-            break
-    trained = (time.perf_counter() - first[1]) / max(progress.env_steps - first[0], 1)
+        if progress.updates > updates:
+            updates = progress.updates
+            marks.append((progress.env_steps, time.perf_counter()))
+            if marks[-1][1] - marks[0][1] > PROBE_SECONDS:
+                break
+    if len(marks) < 2:
+        marks = [(0, begin), (progress.env_steps, time.perf_counter())]
+    first, last = marks[0], marks[-1]
+    trained = (last[1] - first[1]) / max(last[0] - first[0], 1)
     episodes = settings.eval_episodes if environment.native else min(settings.eval_episodes, PROBE_EPISODES)
     arena = experiment.evaluation_env(environment, episodes)
+    if environment.native:
+        evaluate(algorithm, arena, episodes, max_steps=settings.total_steps)  # compiles
     begin = time.perf_counter()
     evaluate(algorithm, arena, episodes, max_steps=settings.total_steps)
     an_episode = (time.perf_counter() - begin) / episodes
