@@ -10,6 +10,7 @@ standard deviations. Their actions are normal draws clipped to [-1, 1].
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from shoal import surrogate
 from shoal.explore import CONTIGUOUS
 from shoal.types import Action, Discrete
 
+LOG_STD = -5.0, 1.0  # bounds of a standard deviation's logarithm
 ILLEGAL = -1e9  # finite: a row whose gradient is taken must not hold infinities
 
 
@@ -30,6 +32,28 @@ def mask_logits(logits: Tensor, legal: Tensor) -> Tensor:
 def best(values: Tensor) -> Tensor:
     """Place of the highest, the first of equals, along the last axis: `argmax` in a third of its time and less."""
     return values.max(-1).indices
+
+
+def hold(log_std: Tensor) -> Tensor:
+    """Logarithms of standard deviations, within their bounds."""
+    held: Tensor = _Held.apply(log_std)
+    return held
+
+
+class _Held(torch.autograd.Function):
+    """Beyond a bound only a gradient that leads back counts. Of `clamp` it is 0: what an optimiser's momentum had once
+    carried there would stay for good."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(*LOG_STD)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        outward = ((x < LOG_STD[0]) & (grad > 0)) | ((x > LOG_STD[1]) & (grad < 0))
+        return grad.masked_fill(outward, 0.0)
 
 
 def gumbel_like(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -58,6 +58,17 @@ def test_learning_progress_prefers_what_changes() -> None:
     assert min(visits) > 0
 
 
+@pytest.mark.parametrize("episodes", [1, 20])
+def test_learning_progress_does_not_take_luck_for_progress(episodes: int) -> None:
+    """However many episodes end in a rollout."""
+    found = LearningProgress(Settings("learning_progress", TASKS), 3, 0)
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        found.record(random.normal(5.0, 2.0, episodes), 1)
+    assert found.variance[0] == pytest.approx(4.0, rel=0.5)
+    assert found.progress[0] < 1.0
+
+
 @pytest.mark.parametrize("kind", [Stages, LearningProgress])
 def test_a_curriculum_goes_on_from_its_state(kind: type[Stages | LearningProgress]) -> None:
     settings = Settings("stages" if kind is Stages else "learning_progress", TASKS, steps=3, episodes=3)

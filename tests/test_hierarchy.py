@@ -124,7 +124,7 @@ Q = ["batch_size=8", "warmup=50", "update_every=8"]
     [
         ["--manager-options", *PPO, "--worker-options", *PPO],
         ["--manager", "qmix", "--worker", "vdn", "--goal-bins", "2", "--manager-options", *Q, "--worker-options", *Q],
-        ["--manager", "maddpg", "--worker", "iql", "--manager-options", *Q, "--worker-options", *Q],
+        ["--manager", "maddpg", "--worker", "iql", "--goal-bins", "2", "--manager-options", *Q, "--worker-options", *Q],
     ],
 )
 def test_train_stop_resume_is_train_through(tmp_path: Path, options: list[str]) -> None:
@@ -147,6 +147,7 @@ def test_train_stop_resume_is_train_through(tmp_path: Path, options: list[str]) 
         ({"goal_bins": 1}, "at least 2"),
         ({"manager": "qmxi"}, "did you mean 'qmix'"),
         ({"manager": "qmix", "goal_bins": 0}, "iscrete"),
+        ({"manager": "matd3", "goal_bins": 0}, "set goal_bins"),
         ({"worker_options": ("lrr=1",)}, "did you mean 'lr'"),
         ({"worker_options": ("net.memry=1",)}, "did you mean 'memory'"),
     ],

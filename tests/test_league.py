@@ -192,6 +192,18 @@ def test_prioritised_choice_meets_those_who_win() -> None:
     assert drawn[100] / 2000 == pytest.approx(0.25 / (0.25 + 0.98), abs=0.04)  # (1 - x)^2
 
 
+def test_opponents_explore_as_when_they_were_kept() -> None:
+    def learner(spec: EnvSpec, seed: int) -> Algorithm:
+        return shoal.build("iql", spec, seed=seed, epsilon_steps=1000, warmup=10**6)
+
+    env = shoal.make(RPS, 8, max_steps=4)
+    algorithm = League(env.spec, learner, **{**SETTINGS, "snapshot_every": 10**6})
+    for _ in train(algorithm, env, 4000):
+        pass
+    assert algorithm.sides[0].learner.epsilon < 0.1
+    assert all(slot.policy.epsilon > 0.95 for slot in algorithm.slots)  # the untrained member's is 1
+
+
 def test_ranks_and_thinning() -> None:
     assert ranks(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([3.0, 1.0, 1.0, 0.0])).tolist() == [0.125, 0.5, 0.875]
     pool = [Member(step, {}) for step in (0, 10, 20, 30, 40)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shoal import actions, explore, tree
+from shoal.nets.normalise import ValueNorm
 from shoal.returns import mean_weights, td_target
 from shoal.threads import Crew
 from shoal.types import Agents, Batch, Box, Discrete
@@ -30,6 +31,29 @@ def test_mean_weights() -> None:
     weights = mean_weights(torch.tensor([[True, False], [True, True]]))
     assert torch.allclose(weights, torch.tensor([[1.0, 0.0], [1.0, 1.0]]) / 3)
     assert mean_weights(torch.zeros(2, 2, dtype=torch.bool)).sum() == 0
+
+
+@pytest.mark.parametrize("columns", [(), (0, 1, 1)])
+def test_statistics_of_values_are_weighted_running_ones(columns: tuple[int, ...]) -> None:
+    """Also of values that are large beside their deviation, whose squares single precision cannot tell apart."""
+    norm, generator = ValueNorm(0.9, columns), torch.Generator().manual_seed(0)
+    kinds = torch.tensor(columns) if columns else torch.zeros(3, dtype=torch.int64)
+    sums = torch.zeros(3, int(kinds.max()) + 1, dtype=torch.float64)  # of weights, values, squares
+    for _ in range(30):
+        values = 1e5 + 10 * torch.randn(7, 3, generator=generator)
+        weights = mean_weights(torch.rand(7, 3, generator=generator) < 0.8)
+        norm.update(values, weights)
+        w, v = weights.double(), values.double()
+        new = torch.stack([w.sum(0), (w * v).sum(0), (w * v * v).sum(0)])
+        sums = 0.9 * sums + 0.1 * torch.zeros_like(sums).index_add_(1, kinds, new)
+    mean = sums[1] / sums[0]
+    std = (sums[2] / sums[0] - mean.square()).sqrt()
+    found = norm.scale()
+    assert torch.allclose(found[0].double(), mean[kinds] if columns else mean, atol=0.1)
+    assert torch.allclose(found[1].double(), std[kinds] if columns else std, rtol=0.01)
+    other = ValueNorm(0.9, columns)
+    other.follow(norm, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(other.scale(), found, strict=True))
 
 
 def test_linear_schedule() -> None:

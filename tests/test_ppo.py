@@ -299,6 +299,23 @@ def test_values_are_held_near_those_that_played() -> None:
     assert torch.allclose(algorithm._value_loss(lesson, lesson.counts.sum()), torch.tensor(0.9**2 / 2))
 
 
+def test_values_are_held_near_what_the_networks_said() -> None:
+    """Also if by now it would mean something else: values have other units after every batch."""
+    algorithm = build(value_clip=0.1)
+    algorithm._study(rollout())
+    lesson = algorithm._sequences(algorithm._study(rollout()))
+    assert torch.equal(lesson.value, algorithm._judge_values(lesson))
+    assert (lesson.target != algorithm.norm.normalise(lesson.value)).any()
+
+
+def test_a_deviation_beyond_its_bounds_comes_back() -> None:
+    x = torch.tensor([-6.0, -6.0, 0.0, 0.0, 2.0, 2.0], requires_grad=True)
+    held = actions.hold(x)
+    assert held.tolist() == [-5.0, -5.0, 0.0, 0.0, 1.0, 1.0]
+    (grad,) = torch.autograd.grad(held, x, torch.tensor([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]))
+    assert grad.tolist() == [-1.0, 0.0, -1.0, 1.0, 0.0, 1.0]  # gradients are descended
+
+
 def test_errors_of_values_are_squared_or_hubers() -> None:
     error = torch.tensor([0.5, -3.0])
     assert build(huber=0.0)._error(error, torch.zeros(2)).tolist() == [0.125, 4.5]

@@ -157,10 +157,25 @@ def test_values_are_bootstrapped_in_the_units_in_which_they_were_learned() -> No
     for net in algorithm.nets.values():
         net.mlp.layers[-1][0].data.zero_()
         net.mlp.layers[-1][1].data.fill_(0.5)
-    algorithm.norm.update(torch.tensor([0.0, 4.0]), torch.tensor([0.5, 0.5]))  # mean and deviation 2
+    agents = SPEC.num_agents
+    known = torch.tensor([0.0, 4.0]).unsqueeze(1).expand(2, agents)  # mean and deviation 2
+    algorithm.norm.update(known, torch.full((2, agents), 0.5 / agents))
     lesson = algorithm._study(batch)
     assert torch.allclose(algorithm.norm.restore(lesson.target), torch.tensor(3.0))
     assert not torch.allclose(algorithm.norm.scale()[0], torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("name", ["iql", "pqn"])
+def test_what_an_independent_agent_earns_changes_no_others_units(name: str) -> None:
+    def learned(pay: float) -> Tensor:
+        algorithm = shoal.build(name, SPEC, max_grad_norm=0.0)
+        for seed in range(5):
+            batch = random_batch(time=TIME if name == "pqn" else 1, seed=seed)
+            batch.groups["caller"].reward *= pay
+            algorithm.update(batch)
+        return torch.cat([weight.detach().flatten() for weight in algorithm.nets["runner"].parameters()])
+
+    assert torch.allclose(learned(1.0), learned(1000.0), atol=1e-6)
 
 
 def test_every_epoch_learns_every_step_once() -> None:
@@ -258,3 +273,13 @@ def test_a_recurrent_agent_learns_to_remember() -> None:
     for _ in shoal.train(algorithm, env, total_steps=60_000):
         pass
     assert shoal.evaluate(algorithm, env, episodes=160).agent_return.mean() >= 0.95
+
+
+@pytest.mark.parametrize("name", ["iql", "qmix", "wqmix", "pqn_qmix", "ippo", "mappo", "happo"])
+def test_agents_that_see_nothing_act_and_learn(name: str) -> None:
+    spec = EnvSpec({"agent": GroupSpec(("agent_0", "agent_1"), (0,), Discrete(3))}, 0)
+    algorithm = shoal.build(name, spec)
+    batch = random_batch(spec, time=TIME if "p" in name else 1)
+    metrics = algorithm.update(batch)
+    assert all(bool(value.isfinite()) for value in metrics.values())
+    assert algorithm.act(view_of(batch), algorithm.initial_memory(12), explore=True)[0]["agent"].shape == (12, 2)

@@ -28,6 +28,7 @@ from torch import Tensor
 from shoal import tree
 from shoal.algorithms import ddpg, ppo, pqn, value_decomposition
 from shoal.nets.conv import flat
+from shoal.replay import Fresh, Replay
 from shoal.types import (
     SELF,
     Action,
@@ -264,6 +265,17 @@ class _Experience:
         self.owner = owner
         self.parts: list[Experience] = [x.experience(num_envs) for x in (owner.manager, owner.worker)]
         self.rollout_steps = max(part.rollout_steps for part in self.parts)
+        for role, part in zip(("manager", "worker"), self.parts, strict=True):
+            if isinstance(part, Fresh) and part.rollout_steps < self.rollout_steps:
+                raise ShoalError(
+                    f"managers and workers learn from the same rollouts: set {role}_options so that batch_steps are "
+                    f"{self.rollout_steps * num_envs}, not {part.rollout_steps * num_envs}"
+                )
+            if isinstance(part, Replay) and part.rows < self.rollout_steps:
+                raise ShoalError(
+                    f"the {role} must keep a rollout of {self.rollout_steps * num_envs} steps: set {role}_options so "
+                    "that buffer_size is as large or larger"
+                )
 
     @property
     def num_bytes(self) -> int:
@@ -314,6 +326,10 @@ def _changed(settings: Any, role: str, options: tuple[str, ...]) -> Any:
 
 
 def _check(spec: EnvSpec, config: Config) -> None:
+    if (
+        config.manager in ddpg.PRESETS and not config.goal_bins
+    ):  # its targets would be of other goals than those in force
+        raise ShoalError(f"managers that learn with {config.manager} choose among finitely many goals: set goal_bins")
     if config.k < 1 or config.teams < 1 or not config.goal_columns or config.goal_bins in (1,) or config.goal_bins < 0:
         raise ShoalError("k and teams must be at least 1, goal_columns name a column, and goal_bins be 0 or at least 2")
     for name, group in spec.groups.items():

@@ -34,7 +34,7 @@ from shoal.nets import acting, settings, together
 from shoal.nets.conv import Block, flat, real
 from shoal.nets.dense import AgentNet, orthogonal
 from shoal.nets.mlp import ALL
-from shoal.nets.normalise import ValueNorm
+from shoal.nets.normalise import ValueNorm, units
 from shoal.replay import Fresh
 from shoal.returns import gae, mean_weights, outcome
 from shoal.threads import Crew, cores, lend
@@ -92,9 +92,10 @@ class Config:
     clip: float = 0.2
     """How far a step's probability may move before it is learned from no longer; 0: no limit."""
     target_kl: float = 0.0
-    """Epochs end when the policy has moved this far (KL divergence from the one that played); 0: never."""
+    """Epochs end, those of the values too, when the policy has moved this far (KL divergence from the one that played);
+    0: never."""
     value_clip: float = 0.0
-    """How far values may move from the ones that played, in the values' own units; 0: no limit."""
+    """How far values may move from what they were, in the values' own units; 0: no limit."""
     huber: float = 10.0
     """Where errors of values turn from squared to absolute, in the values' own units; 0: always squared."""
     normalise_value: bool = True
@@ -130,7 +131,7 @@ class Actor(nn.Module):
             return out
         log_std = self.log_std if self.net.shared else self.log_std[agents]
         mean, shift = out.chunk(2, -1) if self.std_of_state else (out, torch.zeros_like(out))
-        return torch.cat([mean, (log_std + shift).clamp(-5.0, 1.0)], -1)
+        return torch.cat([mean, actions.hold(log_std + shift)], -1)
 
     def chooser(self) -> acting.Chooser:
         """How these policies' actions are drawn."""
@@ -158,7 +159,7 @@ class Lesson:
     log_prob: Tensor
     """Of the policies that played, `[time, batch, column]`; width 0: not asked for yet."""
     value: Tensor
-    """Of the critics when this was played, in the network's units, `[time, batch, value]`."""
+    """What the critics said when this was played, in the units of that time, `[time, batch, value]`."""
     advantage: Tensor
     """`[time, batch, column]`."""
     target: Tensor
@@ -182,7 +183,8 @@ class PPO:
         self.actors, self.critics = actors, critics
         self.nets = {name: actor.net for name, actor in actors.items()}
         self.modules = [nn.ModuleDict(nets).to(self.device) for nets in (actors, critics)]
-        self.norm = ValueNorm(config.value_decay, self._units()).to(self.device)
+        columns = units(spec, self.num_values, by_group=config.net.pool != "none")
+        self.norm = ValueNorm(config.value_decay, columns).to(self.device)
         self.actor_optimizers = {
             name: optim.Adam(actor, config.lr, config.max_grad_norm, spec.groups[name].num_agents * config.sequential)
             for name, actor in actors.items()
@@ -193,12 +195,6 @@ class PPO:
             self.cut = replace(self.cut, least=self.cut.most)
         self.crew = Crew((config.workers or cores()) if self.device.type == "cpu" else 1)
         lend(self.crew, *self.modules)
-
-    def _units(self) -> tuple[int, ...]:
-        """Which values are in the same units: with pooling, those of a group."""
-        if self.config.net.pool == "none" or self.num_values == 1:
-            return tuple(range(self.num_values))
-        return tuple(k for k, g in enumerate(self.spec.groups.values()) for _ in range(g.num_agents))
 
     @property
     def _sees_state(self) -> bool:
@@ -323,11 +319,10 @@ class PPO:
             target=unknown,
         )
         value = torch.cat(self.crew.map(self._judge_values, self.cut(lesson, lesson.ended)), 1)
-        following = self.norm.restore(self._following(batch, value))
-        value = self.norm.restore(value)
+        following, known = self.norm.restore(self._following(batch, value)), self.norm.restore(value)
         ended = batch.ended.unsqueeze(-1)
-        advantage = gae(reward, terminated, ended, value, following, config.gamma, config.lam)
-        target = value + advantage
+        advantage = gae(reward, terminated, ended, known, following, config.gamma, config.lam)
+        target = known + advantage
         if config.normalise_value:
             self.norm.update(target, mean_weights(counts))
         advantage = advantage.expand(alive.shape).clone()
@@ -335,8 +330,7 @@ class PPO:
             for name, group in self.spec.groups.items():
                 columns = slice(self.start[name], self.start[name] + group.num_agents)
                 _standardise(advantage[..., columns], alive[..., columns])
-        value, target = self.norm.normalise(value), self.norm.normalise(target)
-        lesson = replace(lesson, value=value, advantage=advantage, target=target)
+        lesson = replace(lesson, value=value, advantage=advantage, target=self.norm.normalise(target))
         if config.sequential or config.minibatches > 1:
             lesson.log_prob = torch.cat(self.crew.map(self._judge_all, self.cut(lesson, lesson.ended)), 1)
         return lesson
@@ -540,7 +534,7 @@ def _starts(spec: EnvSpec) -> list[int]:
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    parts = [part for part in parts if part.shape[-1]]
+    parts = [part for part in parts if part.shape[-1]] or parts[:1]
     return parts[0] if len(parts) == 1 else torch.cat([real(part) for part in parts], -1)
 
 

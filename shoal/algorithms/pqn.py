@@ -75,7 +75,7 @@ class PQN(QAgents):
         self.module = nn.ModuleDict(modules).to(self.device)
         lend(self.crew, self.module)
         self.optimizer = optim.Adam(self.module, config.lr, config.max_grad_norm)
-        self.norm = ValueNorm(0.99).to(self.device)
+        self.norm = ValueNorm(0.99, self.units).to(self.device)
         self.shuffler = torch.Generator().manual_seed(seed)
 
     # Learning
@@ -95,7 +95,7 @@ class PQN(QAgents):
             parts = rollouts.minibatches(lesson, size, config.minibatches, self.shuffler, self.device)
             metrics += [self._step(part) for part in parts]
         found = {name: torch.stack([step[name] for step in metrics]).mean() for name in metrics[0]}
-        return {**found, "q": self.norm.restore((lesson.target * mean_weights(lesson.counts)).sum())}
+        return {**found, "q": (self.norm.restore(lesson.target) * mean_weights(lesson.counts)).sum()}
 
     @torch.no_grad()
     def _study(self, batch: Batch) -> Lesson:

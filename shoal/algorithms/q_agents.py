@@ -12,6 +12,7 @@ from shoal import actions, explore, rollouts, tree
 from shoal.nets import acting, settings, together
 from shoal.nets.conv import Block, Eyes, flat, real
 from shoal.nets.mixers import Monotonic, Sum
+from shoal.nets.normalise import units
 from shoal.threads import Crew, cores
 from shoal.types import Action, Batch, Compiled, Discrete, EnvSpec, Groups, ShoalError, View
 
@@ -99,6 +100,13 @@ class QAgents:
         if config.mixer == "monotonic":
             return Monotonic(self.spec.num_agents, self.eyes.size, config.embed, config.hyper, self.generator)
         return Sum() if config.mixer == "sum" else nn.Identity()
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """See `ValueNorm`."""
+        if self.config.mixer != "none" or not self.config.normalise:
+            return ()
+        return units(self.spec, self.spec.num_agents, by_group=self.config.net.pool != "none")
 
     # Playing
 

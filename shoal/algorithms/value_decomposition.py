@@ -94,7 +94,7 @@ class ValueDecomposition(QAgents):
         self.target_vector = optim.flatten(self.target)[0]
         # The target network's values are in the units in which they were learned. In units that follow the targets,
         # which bootstrap from these values, both would drive each other up without bound
-        self.norm, self.target_norm = ValueNorm().to(self.device), ValueNorm().to(self.device)
+        self.norm, self.target_norm = (ValueNorm(columns=self.units).to(self.device) for _ in range(2))
         self.replay: Replay | None = None
 
     def _joint(self) -> nn.Module:

@@ -225,4 +225,4 @@ class Agent(nn.Module):
         if not self.log_std.shape[1]:
             return (mean.tanh(),)
         log_std = self.log_std[now["agent"]]
-        return mean.tanh(), (log_std + shift if shift.shape[1] else log_std).clamp(-5.0, 1.0).exp()
+        return mean.tanh(), (log_std + shift if shift.shape[1] else log_std).clamp(*actions.LOG_STD).exp()

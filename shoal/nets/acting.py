@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from shoal import elementary, pointers
+from shoal import actions, elementary, pointers
 from shoal.elementary import exp, tanh
 from shoal.jit import c_function
 from shoal.nets import gru, perceptron, product
@@ -32,6 +32,7 @@ from shoal.types import Compiled, Groups
 Way = Literal["greedy", "draw", "log_std", "std"]
 WAYS: tuple[Way, ...] = ("greedy", "draw", "log_std", "std")
 GREEDY, DRAW, LOG_STD, STD = range(4)
+LOWEST, HIGHEST = (np.float32(bound) for bound in actions.LOG_STD)
 WORTH = 30_000_000
 """Weights that are met in a rollout, from which a thread's wake-up is worth it."""
 (
@@ -267,7 +268,7 @@ def _push(says: Any, spread: Any, push: Any, chosen: Any, log: Any, of_state: An
         deviation = spread[k]
         if log:
             shift = says[len(spread) + k] if of_state else RELU
-            deviation = exp(min(max(deviation + shift, np.float32(-5.0)), one))
+            deviation = exp(min(max(deviation + shift, LOWEST), HIGHEST))
         drawn = min(max(tanh(says[k]) + push[k] * deviation, -one), one)
         chosen[k] = push[k] if random else drawn
 

@@ -228,7 +228,7 @@ class AgentNet(nn.Module):
 
     def _rows(self, x: Tensor) -> Tensor:
         if self.shared:
-            x = x.reshape(1, -1, x.shape[-1])
+            x = x.flatten(0, -2).unsqueeze(0)
             return x.expand(self.ensemble, -1, -1) if self.ensemble > 1 else x
         x = x.flatten(0, -3).transpose(0, 1)  # a view: batched products take any row stride
         return x.repeat(self.ensemble, 1, 1) if self.ensemble > 1 else x

@@ -40,7 +40,7 @@ class Hyper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layers = [*self.first.layers, *self.second.layers]
-        return perceptron.apply(x.reshape(1, -1, x.shape[-1]), layers, "tanh", self.first.crew).view(*x.shape[:-1], -1)
+        return perceptron.apply(x.flatten(0, -2).unsqueeze(0), layers, "tanh", self.first.crew).view(*x.shape[:-1], -1)
 
 
 class Monotonic(nn.Module):
@@ -166,5 +166,5 @@ class Joint(nn.Module):
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([state, action], -1)
-        value: Tensor = self.mlp(x.reshape(1, -1, x.shape[-1])).view(x.shape[:-1])
+        value: Tensor = self.mlp(x.flatten(0, -2).unsqueeze(0)).view(x.shape[:-1])
         return value

@@ -69,6 +69,6 @@ class Each(nn.Module):
     def forward(self, x: Tensor, agents: slice = ALL) -> Tensor:
         """Of all agents, or of those `agents` whose inputs are in `x`."""
         if self.shared:
-            return self.mlp(x.reshape(1, -1, x.shape[-1])).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+            return self.mlp(x.flatten(0, -2).unsqueeze(0)).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
         out = self.mlp(x.flatten(0, -3).transpose(0, 1), agents)
         return out.transpose(0, 1).unflatten(0, x.shape[:-2])  # type: ignore[no-any-return]

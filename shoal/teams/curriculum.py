@@ -103,15 +103,17 @@ class Stages:
 class LearningProgress:
     """Tasks are drawn in proportion to how much their return is changing, up or down: a task that is being forgotten
     is as interesting as one that is being learned. The change is the difference of a fast and a slow running mean of
-    the rollouts' returns, in units of the returns' own spread in that task.
+    the rollouts' returns, in units of the returns' own standard deviation in that task.
     """
+
+    KEPT = ("seen", "fast", "slow", "mean", "variance")
 
     def __init__(self, settings: Settings, num_tasks: int, seed: int) -> None:
         self.settings = settings
         self.random = np.random.default_rng(seed)
         self.steps, self.rollouts = 0, 0
         self.seen = np.zeros(num_tasks, np.int64)
-        self.fast, self.slow, self.spread = (np.zeros(num_tasks) for _ in range(3))
+        self.fast, self.slow, self.mean, self.variance = (np.zeros(num_tasks) for _ in range(4))
         self.task = 0
 
     def record(self, returns: Array, steps: int) -> None:
@@ -123,13 +125,15 @@ class LearningProgress:
             self.fast[k] = self.slow[k] = mean
         self.fast[k] += FAST * (mean - self.fast[k])
         self.slow[k] += SLOW * (mean - self.slow[k])
-        self.spread[k] += max(FAST, 1 / (self.seen[k] + 1)) * (float(returns.std()) - self.spread[k])
         self.seen[k] += 1
+        part, apart = max(FAST, 1 / self.seen[k]), mean - self.mean[k]
+        self.mean[k] += part * apart  # of episodes, of which a rollout may have one only
+        self.variance[k] += part * (float(returns.var()) - self.variance[k] + (1 - part) * apart**2)
 
     @property
     def progress(self) -> Array:
         """`[task]`, at least 0; tasks that were not tried yet come first."""
-        change = np.abs(self.fast - self.slow) / (self.spread + 1e-8)
+        change = np.abs(self.fast - self.slow) / (np.sqrt(self.variance) + 1e-8)
         found: Array = np.where(self.seen == 0, np.inf, change)
         return found
 
@@ -149,12 +153,12 @@ class LearningProgress:
         return self.task
 
     def state_dict(self) -> Tree:
-        arrays = {name: getattr(self, name).tolist() for name in ("seen", "fast", "slow", "spread")}
+        arrays = {name: getattr(self, name).tolist() for name in self.KEPT}
         generator = {"state": str(self.random.bit_generator.state)}  # its integers are too long for JSON readers
         return {**arrays, **generator, "task": self.task, "steps": self.steps, "rollouts": self.rollouts}
 
     def load_state_dict(self, state: Tree) -> None:
-        for name in ("seen", "fast", "slow", "spread"):
+        for name in self.KEPT:
             getattr(self, name)[:] = state[name]
         self.random.bit_generator.state = ast.literal_eval(state["state"])
         self.task, self.steps, self.rollouts = state["task"], state["steps"], state["rollouts"]

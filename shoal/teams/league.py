@@ -432,8 +432,8 @@ class League:
             self.met[slot.rows] = False
             member = self._draw(slot)
             if member.step != slot.step:
-                slot.load(member)
                 self.whole[slot.rows] &= ended[slot.rows]
+            slot.load(member)  # again if it is the same: it has counted the steps it played, and explores by them
 
     def _draw(self, slot: Slot) -> Member:
         pool = slot.side.pool
