@@ -15,7 +15,7 @@ import shoal
 from shoal import checkpoint, cli, rollouts, tree
 from shoal.algorithms.pqn import PQN
 from shoal.returns import lambda_return
-from shoal.types import Batch, Box, EnvSpec, GroupSpec, ShoalError
+from shoal.types import Batch, Box, Discrete, EnvSpec, GroupSpec, ShoalError, View
 
 NAMES = {"pqn": "iql", "pqn_vdn": "vdn", "pqn_qmix": "qmix"}
 """And whose mixer they have."""
@@ -282,4 +282,6 @@ def test_agents_that_see_nothing_act_and_learn(name: str) -> None:
     batch = random_batch(spec, time=TIME if "p" in name else 1)
     metrics = algorithm.update(batch)
     assert all(bool(value.isfinite()) for value in metrics.values())
-    assert algorithm.act(view_of(batch), algorithm.initial_memory(12), explore=True)[0]["agent"].shape == (12, 2)
+    nothing = {"agent": torch.zeros(3, 2, 0)}
+    view = View(nothing, {"agent": torch.zeros(3, 2, 0).bool()}, torch.zeros(3, 0))
+    assert algorithm.act(view, algorithm.initial_memory(3), explore=True)[0]["agent"].shape == (3, 2)
