@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from shoal.config import replace
 from shoal.envs.check import check_env
 from shoal.evaluate import Evaluation, evaluate
-from shoal.registry import Environment, algorithm
+from shoal.registry import Environment, algorithm, check_device
 from shoal.train import Progress, train
 from shoal.types import (
     Agents,
@@ -45,6 +46,7 @@ __all__ = [
     "build",
     "check_env",
     "evaluate",
+    "load",
     "make",
     "train",
 ]
@@ -81,7 +83,18 @@ def build(name: str, spec: EnvSpec, *, seed: int = 0, device: str = "cpu", **set
     """An untrained algorithm for environments with `spec`; `settings` are fields of its `Config` (`net` may be a dict).
 
     Raises:
-        ShoalError: no such algorithm or setting (with the nearest name), or a task it cannot do.
+        ShoalError: no such algorithm, setting (with the nearest name) or device, or a task it cannot do.
     """
     preset = algorithm(name)
-    return preset.build(spec, replace(preset.config, settings), seed=seed, device=device)
+    return preset.build(spec, replace(preset.config, settings), seed=seed, device=check_device(device))
+
+
+def load(directory: str | Path, spec: EnvSpec, checkpoint: Literal["best", "last"] = "best") -> Algorithm:
+    """The trained policy of a run's directory, for environments like the one it was trained in.
+
+    Raises:
+        ShoalError: there is no run, it has no checkpoint yet, or it was trained for other agents than those of `spec`.
+    """
+    from shoal.experiment import load_policy
+
+    return load_policy(Path(directory), checkpoint, spec)

@@ -96,9 +96,14 @@ def _elsewhere(name: str, arguments: list[str]) -> int:
 def _train(arguments: list[str]) -> int:
     if any(argument.split("=")[0] == "--resume" for argument in arguments):
         return _resume(arguments)
-    if len(arguments) < 2 or arguments[0].startswith("-") or arguments[1].startswith("-"):
+    if "--help" in arguments[:2] or "-h" in arguments[:2]:
         print(USAGE, end="")
-        return 0 if "--help" in arguments or "-h" in arguments else 2
+        return 0
+    if len(arguments) < 2 or arguments[0].startswith("-") or arguments[1].startswith("-"):
+        raise ShoalError(
+            "what to train comes first, an algorithm and an environment: shoal train mappo mpe/simple_spread "
+            "(shoal list names them)"
+        )
     run = parse_run(arguments[0], arguments[1], arguments[2:])
     directory = Path(run.settings.out)
     task = presets.task(run.algorithm, run.env)
@@ -118,7 +123,7 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     """A run from `ALGORITHM ENV [options]`; unknown names and options are refused with the nearest known."""
     defaults = registry.algorithm(algorithm).config
     environment = registry.Environment(env, complete=False)
-    settings = Settings(out=f"runs/{env.replace('/', '_').replace(':', '_')}/{algorithm}")
+    settings = Settings()
     task = presets.task(algorithm, env)
     mine = {f.name for f in dataclasses.fields(Settings)}
     settings = dataclasses.replace(settings, **{k: v for k, v in task.items() if k in mine})
@@ -144,8 +149,9 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
         description=f"Train {algorithm} on {env}.",
     )
     settings = parsed.run
-    if not any(option == "--out" or option.startswith("--out=") for option in options):
-        settings = dataclasses.replace(settings, out=f"{settings.out}_s{settings.seed}")
+    if not settings.out:
+        out = f"runs/{env.replace('/', '_').replace(':', '_')}/{algorithm}_s{settings.seed}"
+        settings = dataclasses.replace(settings, out=out)
     chosen = {} if env_arguments is None else _changed(parsed.env)
     return Run(algorithm, environment.full_name, chosen, settings, parsed.algorithm)
 
@@ -219,7 +225,8 @@ def _resume(arguments: list[str]) -> int:
                 total_steps=options.total_steps,
                 eval_every=before.eval_every or max(before.total_steps // 20, 1),
                 log_every=before.log_every or max(before.total_steps // 200, 1),
-                snapshot_every=before.snapshot_every or max(before.total_steps // 20, 1),
+                snapshot_every=before.snapshot_every
+                or (max(before.total_steps // 20, 1) if before.self_play != "none" else 0),
             ),
         )
     return _report(experiment.start(run, options.resume, resume=True), options.resume)
@@ -242,13 +249,13 @@ class Eval:
     """Whole episodes of a trained run."""
 
     directory: tyro.conf.Positional[Path]
-    """Of the run."""
+    """Directory of the run."""
     episodes: int = 100
     """Whole episodes to play."""
     actions: Literal["run", "greedy", "sampled"] = "run"
     """The best ones (greedy), drawn as in training (sampled), or as the run's own evaluations took them."""
     seed: int = 1_000_000
-    """Of the episodes' starts."""
+    """Seed of the episodes' starts."""
     checkpoint: Literal["best", "last"] = "best"
     """The best evaluation's policy, or the newest."""
     opponents: tuple[str, ...] = ()
@@ -258,7 +265,7 @@ class Eval:
 
 
 def _eval(arguments: list[str]) -> int:
-    from shoal.evaluate import UNITS, evaluate, how
+    from shoal.evaluate import UNITS, WORDS, evaluate, how
 
     options = tyro.cli(Eval, args=arguments, prog="shoal eval")
     run = experiment.open_run(options.directory)
@@ -280,8 +287,8 @@ def _eval(arguments: list[str]) -> int:
         return 0
     episodes = f"{options.episodes} {how(sampled)} episodes"
     print(f"{run.algorithm} on {run.env}, {options.checkpoint} checkpoint, {episodes}")
-    rows = {"team return": summary["team_return"], "return per agent": summary["agent_return"]}
-    rows |= {f"return of {group}": value for group, value in summary["group_return"].items()}
+    rows = {words: summary[name] for name, words in WORDS.items()}
+    rows |= {f"return of group {group}": value for group, value in summary["group_return"].items()}
     rows["episode length"] = summary["length"]
     for name, value in rows.items():
         low, high = value["ci95"]
@@ -291,8 +298,8 @@ def _eval(arguments: list[str]) -> int:
             signs = ", ".join(f"{value[sign]:.1%} {sign}" for sign in ("positive", "zero", "negative"))
             low, high = value["ci95"]
             print(f"  {agent:<24}{value['mean']:10.2f}   95% [{low:.2f}, {high:.2f}]   episodes: {signs}")
-    for name in ("team_return", "agent_return"):
-        print(f"  {name.replace('_', ' ')}: {UNITS[name]}")
+    for name, words in WORDS.items():
+        print(f"  {words}: {UNITS[name]}")
     return 0
 
 
@@ -301,7 +308,7 @@ class Watch:
     """A film of greedy episodes of a trained run."""
 
     directory: tyro.conf.Positional[Path]
-    """Of the run."""
+    """Directory of the run."""
     out: Path
     """FILE.gif or FILE.mp4."""
     episodes: int = 4
@@ -311,7 +318,7 @@ class Watch:
     opponents: tuple[str, ...] = ()
     """WHO=POLICY: another run's directory or a script plays that group or agent instead."""
     seed: int = 1_000_000
-    """Of the episodes' starts."""
+    """Seed of the episodes' starts."""
     fps: int = 10
     """Frames a second."""
     checkpoint: Literal["best", "last"] = "best"
@@ -337,7 +344,7 @@ class Crossplay:
     """Every run's one side against every run's other side: mean returns with intervals over the seeds."""
 
     directories: tyro.conf.Positional[tuple[Path, ...]]
-    """Of runs in one environment; runs of one algorithm count as its seeds."""
+    """Of runs in one environment; runs of one algorithm with the same settings count as its seeds."""
     rows: str = ""
     """Group, or agent, of the table's rows; empty: the first."""
     columns: str = ""
@@ -345,7 +352,7 @@ class Crossplay:
     episodes: int = 100
     """Greedy episodes a pair."""
     seed: int = 1_000_000
-    """Of the episodes' starts."""
+    """Seed of the episodes' starts."""
     checkpoint: Literal["best", "last"] = "last"
     """Which policy; `best` is the best against the side it learned with."""
     out: Path | None = None
@@ -353,15 +360,21 @@ class Crossplay:
 
 
 def _crossplay(arguments: list[str]) -> int:
+    from shoal.stats.runs import labelled, load
     from shoal.teams.crossplay import cross_play
 
     options = tyro.cli(Crossplay, args=arguments, prog="shoal crossplay")
     if not options.directories:
         raise ShoalError("name the directories of the runs to compare")
     runs = [experiment.open_run(directory) for directory in options.directories]
-    for run in runs[1:]:
+    for run, directory in zip(runs, options.directories, strict=True):
         if (run.env, run.env_args) != (runs[0].env, runs[0].env_args):
             raise ShoalError(f"the runs play different environments: {runs[0].env} and {run.env}, or its arguments")
+        if run.settings.opponents:
+            raise ShoalError(
+                f"{directory} learned one side only, against {' '.join(run.settings.opponents)}, and pairs need both: "
+                "leave it out, or evaluate it with shoal eval --opponents"
+            )
     env = experiment.evaluation_env(experiment.environment_of(runs[0]), options.episodes)
     groups = list(env.spec.groups)
     sides = groups if len(groups) > 1 else list(env.spec.groups[groups[0]].agents)
@@ -370,8 +383,8 @@ def _crossplay(arguments: list[str]) -> int:
     if {rows, columns} != set(sides):
         raise ShoalError(f"two sides are needed, and those of {runs[0].env} are {', '.join(sides)}")
     players: dict[str, list[Any]] = {}
-    for run, directory in zip(runs, options.directories, strict=True):
-        players.setdefault(run.algorithm, []).append(experiment.team(directory, env.spec, options.checkpoint))
+    for label, members in labelled([load(directory) for directory in options.directories]).items():
+        players[label] = [experiment.team(member.directory, env.spec, options.checkpoint) for member in members]
     result = cross_play(players, env, (rows, columns), options.episodes, options.seed)
     env.close()
     print(f"{runs[0].env}, {options.episodes} greedy episodes a pair\n")

@@ -20,6 +20,8 @@ UNITS = {
     "agent_returns": "undiscounted episode reward of each agent, and the shares of episodes above, at and below 0",
     "length": "environment steps in an episode",
 }
+WORDS = {"team_return": "team return", "agent_return": "return per agent"}
+"""For people, instead of these names."""
 
 
 @dataclass(frozen=True)

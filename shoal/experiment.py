@@ -55,6 +55,7 @@ def build(run: Run, spec: EnvSpec) -> Algorithm:
 def learner(run: Run, spec: EnvSpec) -> Algorithm:
     """The run's algorithm for all agents of `spec`, untrained."""
     preset, settings = registry.algorithm(run.algorithm), run.settings
+    registry.check_device(settings.device)
 
     def player(spec: EnvSpec, seed: int) -> Algorithm:
         return preset.build(spec, run.config, seed=seed, device=settings.device)

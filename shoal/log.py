@@ -175,6 +175,7 @@ class Display:
         self.start_steps: int | None = None
         self.started = self.drawn = time.perf_counter()
         self.metrics: Metrics = {}
+        self.learning = False
         self.evaluations: list[tuple[int, float]] = []
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         if self.live:
@@ -192,6 +193,9 @@ class Display:
     def log(self, env_steps: int, metrics: Metrics) -> None:
         """New training metrics."""
         self.metrics |= metrics
+        if not self.learning and metrics.get("updates"):  # until now much was compiled, which says nothing of rates
+            self.learning, self.drawn = True, time.perf_counter()
+            self.begin(env_steps)
         if self.live is None and len(metrics) and self._due():
             self.console.print(self._line(env_steps), highlight=False, soft_wrap=True)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
+
 from shoal import algorithms as algorithms_package
 from shoal import envs as envs_package
 from shoal.envs.common.processes import Processes
@@ -35,6 +37,19 @@ def algorithm(name: str) -> Preset:
     if preset not in known:
         raise ShoalError(f"there is no algorithm {name!r}; {nearest(preset, known)}")
     return known[preset]
+
+
+def check_device(name: str) -> str:
+    """`name`, if networks can live there.
+
+    Raises:
+        ShoalError: this PyTorch, or this machine, has no such device.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ShoalError(f"the device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return name
 
 
 NO_SUITES = {"check", "common"}

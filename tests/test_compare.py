@@ -157,6 +157,16 @@ def test_references_by_name(tmp_path: Path) -> None:
         references.references(found, "100", "best")
 
 
+def test_where_no_script_can_play_scores_are_not_normalised(tmp_path: Path) -> None:
+    a_run(tmp_path / "alone", "qmix", 0, [1.0, 7.5])
+    a_run(tmp_path / "met", "qmix", 0, [1.0, 7.5], opponents=["player=random"])
+    found = runs.compare(runs.find([tmp_path]))
+    assert references.references(found) == {}
+    assert "scores are not normalised" in found.notes[-1]
+    with pytest.raises(ShoalError, match="against opponents"):
+        references.references(found, "random", "best")
+
+
 def test_a_report_is_one_file_and_complete(tmp_path: Path, capsys: Any) -> None:
     for seed in range(3):
         for algorithm, gain in (("iql", 0.0), ("qmix", 5.0)):

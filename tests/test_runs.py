@@ -444,6 +444,28 @@ def needs_level(level: int) -> Any:
     raise AssertionError("not to be called without it")
 
 
+def test_what_is_missing_is_named(capsys: Any) -> None:
+    assert shoal_train("maddpg") == 2
+    assert "shoal train mappo mpe/simple_spread" in capsys.readouterr().err
+    assert shoal_train("maddpg", "tutorial/drift", "--device", "nowhere", "--out", "/nowhere/run") == 2
+    assert "the device 'nowhere' cannot be used here" in capsys.readouterr().err
+    with pytest.raises(ShoalError, match="cannot be used here"):
+        shoal.build("mappo", shoal.make("tutorial/drift").spec, device="nowhere")
+
+
+def test_rates_count_from_the_first_update() -> None:
+    display = log.Display("", 1000)
+    display.begin(0)
+    display.started -= 60  # compiling
+    display.log(100, {"updates": 0.0})
+    assert "2 steps/s" in display._line(100)
+    display.log(100, {"updates": 1.0})
+    display.started -= 1
+    assert "100 steps/s" in display._line(200)
+    display.log(300, {"updates": 2.0})
+    assert "200 steps/s" in display._line(300)
+
+
 def test_no_time_is_left_when_the_last_rollout_goes_beyond_the_total() -> None:
     display = log.Display("", 100)
     display.begin(0)

@@ -142,6 +142,17 @@ def test_train_against_scripts_and_runs_then_compare(tmp_path: Path, capsys: Any
     assert pairs == {("maddpg", "maddpg"): 4, ("maddpg", "iddpg"): 2, ("iddpg", "maddpg"): 2, ("iddpg", "iddpg"): 1}
 
 
+def test_what_a_run_did_not_learn_it_cannot_play_in_pairs(tmp_path: Path, capsys: Any) -> None:
+    arguments = ["train", "iddpg", "mpe/simple_tag", "--total-steps", "200", "--env.max-cycles", "5", *SMALL]
+    assert cli.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    assert cli.main([*arguments, "--lr", "1e-4", "--out", str(tmp_path / "two")]) == 0
+    assert cli.main([*arguments, "--opponents", "agent=flee", "--out", str(tmp_path / "flee")]) == 0
+    assert cli.main(["crossplay", str(tmp_path / "one"), str(tmp_path / "two"), "--episodes", "4"]) == 0
+    assert "| iddpg (lr 0.0001) |" in capsys.readouterr().out
+    assert cli.main(["crossplay", str(tmp_path / "one"), str(tmp_path / "flee")]) == 2
+    assert "learned one side only, against agent=flee" in capsys.readouterr().err
+
+
 def test_cross_play_by_hand() -> None:
     players = {"low": [Constant(0)], "high": [Constant(1), Constant(1)]}
     result = cross_play(players, payoffs(), ("player_0", "player_1"), episodes=3, seed=0)

@@ -12,7 +12,7 @@ import torch
 import tyro
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from shoal import experiment
 from shoal.teams.league import League
@@ -107,7 +107,7 @@ def _standings_table(standings: list[Standing]) -> Table:
 def _matrix_table(matrix: Matrix) -> Table:
     rows, columns = matrix.sides
     title = f"mean return per agent of {rows} (rows) against {columns} (columns), by steps of training"
-    table = Table("", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(Column("", no_wrap=True), title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for step in matrix.steps[1]:
         table.add_column(short(step), justify="right", no_wrap=True)
     for step, values in zip(matrix.steps[0], matrix.returns()[0], strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shoal.evaluate import WORDS
 from shoal.stats import aggregate
 from shoal.stats.aggregate import Array
 from shoal.stats.references import Reference
@@ -48,7 +49,6 @@ STYLE = {
     "axes.formatter.limits": (-3, 5),
 }
 AXES = {"env_steps": "environment steps", "seconds": "seconds of training"}
-WORDS = {"agent_return": "return per agent", "team_return": "team return"}
 
 
 def quantity(metric: str) -> str:
@@ -153,6 +153,7 @@ def _curves(comparison: Comparison, task: str, x: str) -> Any:
     a line.
     """
     figure, axes = _axes()
+    axes.set_title(task, fontsize=9.5, loc="left")
     for label, runs in comparison.tasks[task].items():
         curves, style = [comparison.curve(run, x) for run in runs], look(comparison, label)
         if not aggregate.overlap(curves):
@@ -162,7 +163,7 @@ def _curves(comparison: Comparison, task: str, x: str) -> Any:
         grid = aggregate.common_grid(curves)
         _band(axes, grid, *aggregate.sample_efficiency([curves], grid), style, label)
     axes.set_xlabel(AXES[x])
-    axes.set_ylabel(quantity(comparison.metric))
+    axes.set_ylabel(f"{quantity(comparison.metric)}, IQM and 95 % band")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     _legend(figure, list(comparison.tasks[task]))
@@ -191,7 +192,8 @@ def _overall_curves(comparison: Comparison, references: dict[str, Reference]) ->
 def _final(comparison: Comparison, task: str, summary: dict[str, Any]) -> Any:
     """Every run as a dot, the interquartile mean as a mark, its interval as a bar."""
     groups = summary["tasks"][task]
-    figure, axes = _axes(5.4, 0.75 + 0.38 * len(groups))
+    figure, axes = _axes(5.4, 0.95 + 0.38 * len(groups))
+    axes.set_title(task, fontsize=9.5, loc="left")
     for row, (label, group) in enumerate(groups.items()):
         colour = look(comparison, label)["color"]
         spread = np.linspace(-0.16, 0.16, len(group["scores"])) if len(group["scores"]) > 1 else [0.0]

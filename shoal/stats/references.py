@@ -27,13 +27,28 @@ class Reference:
 def references(comparison: Comparison, low: str = "", high: str = "") -> dict[str, Reference]:
     """For every task; of a single task none unless asked for: its own unit says more.
 
+    Where there cannot be any and none were asked for, a note of the comparison says so.
+
     Args:
         low: what is 0: a script that plays (`random`, `still`, `greedy`, ...) or a number; empty: `random`.
         high: what is 1: a script, `published` (the best published mean), `best` (the best run here) or a number; empty:
             `best`.
+
+    Raises:
+        ShoalError: those asked for are unknown, or not one above the other.
     """
-    if len(comparison.tasks) == 1 and not (low or high):
+    if low or high:
+        return _references(comparison, low, high)
+    if len(comparison.tasks) == 1:
         return {}
+    try:
+        return _references(comparison, low, high)
+    except ShoalError as error:
+        comparison.notes.append(f"scores are not normalised: {error}")
+        return {}
+
+
+def _references(comparison: Comparison, low: str, high: str) -> dict[str, Reference]:
     found = {}
     for task in comparison.tasks:
         names = low or "random", high or "best"

@@ -225,7 +225,7 @@ def compare(
     notes: list[str] = []
     tasks: dict[str, dict[str, list[RunResult]]] = {}
     for task, members in _grouped(runs, lambda run: run.task).items():
-        tasks[task] = _labelled(members)
+        tasks[task] = labelled(members)
     for groups in tasks.values():
         for label, members in groups.items():
             _refuse_twins(label, members)
@@ -265,7 +265,7 @@ def _grouped(runs: Iterable[RunResult], key: Any) -> dict[str, list[RunResult]]:
     return found
 
 
-def _labelled(runs: list[RunResult]) -> dict[str, list[RunResult]]:
+def labelled(runs: list[RunResult]) -> dict[str, list[RunResult]]:
     """A task's runs by algorithm; where an algorithm ran with different settings, these are named."""
     groups: dict[str, list[RunResult]] = {}
     for algorithm, members in _grouped(runs, lambda run: run.algorithm).items():
