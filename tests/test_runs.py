@@ -444,6 +444,20 @@ def needs_level(level: int) -> Any:
     raise AssertionError("not to be called without it")
 
 
+def test_an_algorithm_of_ones_own_learns_and_goes_on_exactly(tmp_path: Path) -> None:
+    own = f"{Path(__file__).parents[1] / 'examples/own_algorithm.py'}:reinforce"
+    arguments = [own, "matrix/two_step", "--num-envs", "16", "--batch-steps", "160", "--eval-every", "4000"]
+    for name, steps in (("through", "16000"), ("parts", "8000")):
+        assert shoal_train(*arguments, "--total-steps", steps, "--out", str(tmp_path / name)) == 0
+    assert cli.main(["train", "--resume", str(tmp_path / "parts"), "--total-steps", "16000"]) == 0
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(tmp_path / "through"), weights(tmp_path / "parts"), strict=True)
+    )
+    env = shoal.make("matrix/two_step", 10)
+    policy = shoal.load(tmp_path / "parts", env.spec, "last")
+    assert shoal.evaluate(policy, env, 10).agent_return.mean() >= 7
+
+
 def test_what_is_missing_is_named(capsys: Any) -> None:
     assert shoal_train("maddpg") == 2
     assert "shoal train mappo mpe/simple_spread" in capsys.readouterr().err
