@@ -194,7 +194,11 @@ class Replay:
             yield self.sample()
 
     def _enter(self, old: int, new: int) -> None:
-        """Rows old..new were written: what they replaced can start no sequence, and sequences they complete can."""
+        """Rows old..new were written: what they replaced can start no sequence, and sequences they complete can.
+
+        With sequences of 3 steps, rows 5 and 6 begin none yet (`gone`: whatever stood there before counts no more), and
+        complete those that begin at rows 3 and 4 (`begun`).
+        """
         assert self.priorities is not None
         gone = torch.arange(old, new)
         begun = torch.arange(max(old - self.length + 1, new - self.rows, 0), max(new - self.length + 1, 0))

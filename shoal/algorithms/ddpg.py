@@ -238,7 +238,13 @@ class DDPG:
         return joint
 
     def _own(self, name: str, joint: Tensor) -> Tensor:
-        """Agent i's own action in what agent i's critic sees: a view `[batch, agent, size]` of `joint`."""
+        """Agent i's own action in what agent i's critic sees: a view `[batch, agent, size]` of `joint`.
+
+        Of two agents with central critics, rows of `joint`, it is the marked actions:
+
+            critic 0    all observations | [a_0] a_1
+            critic 1    all observations | a_0 [a_1]
+        """
         row, agent, column = joint.stride()
         size = self.spec.groups[name].action.size
         if self.config.central:

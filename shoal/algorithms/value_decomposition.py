@@ -234,7 +234,7 @@ class ValueDecomposition(QAgents):
     def _ahead(self, ended: Tensor) -> tuple[Tensor, Tensor]:
         """With which steps the targets of the learned ones bootstrap: n - 1 later, or where the episode ends before."""
         last = torch.arange(len(ended), device=ended.device).unsqueeze(1).expand(ended.shape)[self.config.n_step - 1 :]
-        for k in reversed(range(self.config.n_step - 1)):
+        for k in reversed(range(self.config.n_step - 1)):  # of several ends the first decides: it is written last
             stop = ended[k : k + self.length]
             last = torch.where(stop, k + torch.arange(self.length, device=ended.device).unsqueeze(1), last)
         return last, torch.arange(ended.shape[1], device=ended.device).expand(last.shape)
