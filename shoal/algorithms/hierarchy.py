@@ -201,8 +201,8 @@ class Hierarchy:
 
     def divide(self, rollout: Batch) -> tuple[Batch, Batch]:
         """What a rollout `[time, env, ...]` was for the managers, and for the workers."""
-        # `now` is what steps were played with: `left` is k where a goal was new. To managers a new goal is a choice they
-        # make, so `before` it 0 steps are left; `after` a step one less is.
+        # `now` is what steps were played with: `left` is k where a goal was new. To managers a new goal is a choice,
+        # so `before` it no steps are left; `after` a step one less is
         now: dict[str, Memory] = tree.stack(self.played[-len(rollout.ended) :])  # others may have looked on before
         self.played = []
         before = {
