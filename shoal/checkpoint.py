@@ -23,10 +23,25 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from shoal.types import ShoalError, Tree
+from shoal.types import ShoalError, Stateful, Tree
 
 FORMAT = 1
 TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+def restore(what: Stateful, state: Tree, name: str) -> None:
+    """`what` goes on from a saved state.
+
+    Raises:
+        ShoalError: it was saved of something else.
+    """
+    try:
+        what.load_state_dict(state)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ShoalError(
+            f"{name} does not fit: the environment has changed since, or the version ({lines[1 if lines[1:] else 0]})"
+        ) from error
 
 
 def save(directory: Path, tree: Tree, step: int, name: str = "last") -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from shoal.config import Run, Settings
 from shoal.envs.check import Problem, problems
 from shoal.envs.common.serial import SerialEnvs
 from shoal.evaluate import evaluate
-from shoal.log import ABSOLUTE, Display, Log, read_absolute, read_evaluations, replace
+from shoal.log import ABSOLUTE, Display, Log, read_absolute, read_evaluations, read_metrics, replace
 from shoal.teams.curriculum import Course
 from shoal.teams.exploitability import diagnose
 from shoal.teams.league import League
@@ -80,10 +81,9 @@ def load_policy(directory: Path, which: str, spec: EnvSpec) -> Algorithm:
     """The trained policy of a run, for environments like the one it was trained in."""
     run = open_run(directory)
     algorithm = build(run, spec)
-    try:
-        algorithm.load_state_dict(checkpoint.load(directory / CHECKPOINTS, which)["algorithm"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ShoalError(f"the checkpoint of {directory} does not fit the environment: {error}") from error
+    checkpoint.restore(
+        algorithm, checkpoint.load(directory / CHECKPOINTS, which)["algorithm"], f"what {directory} learned"
+    )
     return algorithm
 
 
@@ -274,6 +274,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     if course and state:
         course.curriculum.load_state_dict(state["curriculum"])
     first = course.begin(algorithm) if course else algorithm
+    new, refused = not directory.exists(), False
     run.save(directory)
     trial = Trial(
         run=run,
@@ -301,13 +302,18 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         if reached and run.settings.absolute_episodes:
             absolute(run, directory)
         return reached
+    except ShoalError:
+        refused = new and not read_metrics(directory) and not (directory / CHECKPOINTS).exists()
+        raise
     finally:
         trial.log.close()
         env.close()
         if course:
             course.close()
         trial.evaluation_env.close()
-        if read_evaluations(directory):
+        if refused:  # before anything was played: the same command, mended, shall find no run there
+            shutil.rmtree(directory)
+        elif read_evaluations(directory):
             plot.curves(directory, f"{run.algorithm} on {run.env}, seed {run.settings.seed}")
 
 

@@ -22,20 +22,24 @@ Rows = tuple[int, int, int, int, int]
 """An address, and the bytes from time to time, environment to environment, agent to agent and action to action."""
 
 
-def taken(q: Tensor, action: Tensor, present: Tensor) -> Tensor:
-    """Of values `[time, batch, agent, size]` those of `action` `[time, batch, agent]`, 0 where nobody is `present`."""
+def taken(q: Tensor, action: Tensor, present: Tensor, absent: float = 0.0) -> Tensor:
+    """Of values `[time, batch, agent, size]` those of `action` `[time, batch, agent]`; `absent` where nobody is
+    `present`."""
     if q.is_cpu and q.dtype == torch.float32:
-        found: Tensor = _Taken.apply(q, action, present)
+        found: Tensor = _Taken.apply(q, action, present, absent)
         return found
-    return q.gather(-1, action.unsqueeze(-1)).squeeze(-1) * present
+    return q.gather(-1, action.unsqueeze(-1)).squeeze(-1).masked_fill(~present, absent)
 
 
 @torch.no_grad()
-def following(q: Tensor, judged: Tensor, legal: Tensor, terminated: Tensor) -> tuple[Tensor, Tensor]:
-    """The best legal actions by `q` `[time, batch, agent, size]`, and their values by `judged`, 0 where `terminated`.
+def following(
+    q: Tensor, judged: Tensor, legal: Tensor, terminated: Tensor, absent: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The best legal actions by `q` `[time, batch, agent, size]`, and their values by `judged`.
 
     Args:
         legal: `[time, batch, agent, size]`; size 0: everything is.
+        absent: the value where `terminated`.
 
     Returns:
         Actions and values `[time, batch, agent]`.
@@ -44,26 +48,26 @@ def following(q: Tensor, judged: Tensor, legal: Tensor, terminated: Tensor) -> t
         action, value = torch.empty(q.shape[:3], dtype=torch.int64), torch.empty(q.shape[:3])
         legal, terminated = legal.contiguous(), terminated.contiguous()
         masks = legal.data_ptr() if legal.shape[3] else 0, terminated.data_ptr()
-        _following(tuple(q.shape), _rows(q), _rows(judged), masks, (action.data_ptr(), value.data_ptr()))
+        _following(tuple(q.shape), _rows(q), _rows(judged), masks, (action.data_ptr(), value.data_ptr()), absent)
         return action, value
     action = best(mask_logits(q, legal))
-    return action, judged.gather(-1, action.unsqueeze(-1)).squeeze(-1).masked_fill(terminated, 0.0)
+    return action, judged.gather(-1, action.unsqueeze(-1)).squeeze(-1).masked_fill(terminated, absent)
 
 
 class _Taken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, action: Tensor, present: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, action: Tensor, present: Tensor, absent: float) -> Tensor:
         action, present, found = action.contiguous(), present.contiguous(), q.new_empty(q.shape[:3])
         ctx.save_for_backward(q, action, present)
-        _take(tuple(q.shape), _rows(q), action.data_ptr(), present.data_ptr(), found.data_ptr())
+        _take(tuple(q.shape), _rows(q), action.data_ptr(), present.data_ptr(), found.data_ptr(), absent)
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         q, action, present = ctx.saved_tensors
         to_q, grad = torch.zeros_like(q), grad.contiguous()
         _give(tuple(q.shape), _rows(to_q), action.data_ptr(), present.data_ptr(), grad.data_ptr())
-        return to_q, None, None
+        return to_q, None, None, None
 
 
 def _rows(q: Tensor) -> Rows:
@@ -77,7 +81,7 @@ def _row(rows: Any, t: Any, e: Any, i: Any) -> Any:
 
 
 @jit(pointers)
-def _take(shape: tuple[int, int, int, int], q: Rows, action: int, present: int, found: int) -> None:
+def _take(shape: tuple[int, int, int, int], q: Rows, action: int, present: int, found: int, absent: float) -> None:
     """Fills `found`."""
     line, count = 0, shape[0] * shape[1] * shape[2]
     actions, here, out = words(action, 1, count)[0], flags(present, count), at(found, 1, count)[0]
@@ -85,7 +89,7 @@ def _take(shape: tuple[int, int, int, int], q: Rows, action: int, present: int, 
         for e in range(shape[1]):
             for i in range(shape[2]):
                 value = at(_row(q, t, e, i) + actions[line] * q[4], 1, 1)[0, 0]
-                out[line] = value if here[line] else np.float32(0.0)
+                out[line] = value if here[line] else np.float32(absent)
                 line += 1
 
 
@@ -104,7 +108,12 @@ def _give(shape: tuple[int, int, int, int], to_q: Rows, action: int, present: in
 
 @jit(pointers)
 def _following(
-    shape: tuple[int, int, int, int], q: Rows, judged: Rows, masks: tuple[int, int], found: tuple[int, int]
+    shape: tuple[int, int, int, int],
+    q: Rows,
+    judged: Rows,
+    masks: tuple[int, int],
+    found: tuple[int, int],
+    absent: float,
 ) -> None:
     """Fills the actions and the values that are `found`."""
     line, size, count = 0, shape[3], shape[0] * shape[1] * shape[2]
@@ -120,5 +129,5 @@ def _following(
                         chosen, most = k, value
                 actions[line] = chosen
                 value = at(_row(judged, t, e, i) + chosen * judged[4], 1, 1)[0, 0]
-                values[line] = np.float32(0.0) if over[line] else value
+                values[line] = np.float32(absent) if over[line] else value
                 line += 1

@@ -112,6 +112,8 @@ class Environment:
             if place.endswith(".py"):  # a run must find it again from another directory
                 self.full_name = f"{Path(place).resolve()}:{attribute}"
         else:
+            if name.endswith(".py"):
+                raise ShoalError(f"name the function that makes the environment, {name}:FUNCTION; {_listed(name)}")
             suite, _, rest = name.partition("/")
             if suite not in suites():
                 raise ShoalError(
@@ -253,6 +255,11 @@ def _module(place: str) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def _listed(place: str) -> str:
+    """The functions of a file, in words."""
+    return "it has " + (", ".join(_callables(_module(place))) or "none")
 
 
 def _callables(module: ModuleType) -> list[str]:

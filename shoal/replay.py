@@ -142,6 +142,8 @@ class Replay:
                 f"buffer_size {capacity} holds no {what} of {num_envs} environments; "
                 f"use {num_envs * self.length} or more"
             )
+        if update_every < 1:
+            raise ShoalError(f"update_every must be at least 1, not {update_every}")
         self.num_envs, self.rows = num_envs, rows
         self.batch_size, self.update_every = batch_size, update_every
         self.warmup = max(warmup, batch_size, num_envs * self.length)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.checkpoint import restore
 from shoal.collect import LocalCollector
 from shoal.types import Algorithm, Metrics, Scalable, ShoalError, Tree, VecEnv
 
@@ -154,9 +155,9 @@ class Progress:
         }
 
     def load_state_dict(self, state: Tree) -> None:
-        self.algorithm.load_state_dict(state["algorithm"])
-        self.experience.load_state_dict(state["experience"])
-        self.collector.load_state_dict(state["collector"])
+        restore(self.algorithm, state["algorithm"], "what was learned")
+        restore(self.experience, state["experience"], "what was kept to learn from")
+        restore(self.collector, state["collector"], "where the environments were")
         if not state["collector"]["env"]:  # it starts new episodes: what was kept does not go on
             self._cut_all()
         self.env_steps = self.previous_steps = state["env_steps"]

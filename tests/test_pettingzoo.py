@@ -143,12 +143,26 @@ def broken(relay: Any, what: str) -> Any:
                 shown["runner_0"][2] = 11
             if what == "unseeded":
                 shown["caller_0"][1] = np.random.default_rng().random()
+            if what == "none":
+                shown["caller_0"] = None
             return shown
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            result = super().reset(seed=seed, options=options)
+            return result[0] if what == "gym" else result
 
         def step(self, actions: dict[str, Any]) -> Any:
             result = super().step(actions)
             if what == "reward" and "runner_0" in result[1]:
                 result[1]["runner_0"] = float("inf")
+            if what == "word":
+                result[1]["caller_0"] = "good"
+            if what == "bug":
+                return result[9]
+            if what == "info":
+                return *result[:4], None
+            if what == "vanish":
+                self.agents = [agent for agent in self.agents if agent != "caller_0"]
             if what == "missing":
                 del result[1]["caller_0"]
             if what == "cut" and result[3].get("caller_0"):
@@ -175,7 +189,13 @@ FAULTS = {
     "old": "must return .observations, rewards, terminations, truncations, infos",
     "stays": "still in `agents`",
     "cut": "no observation of caller_0, who is still there or was truncated",
-    "dict": "it raised",
+    "dict": "must return .observations, rewards, terminations, truncations, infos",
+    "info": "must return .observations, rewards, terminations, truncations, infos",
+    "gym": "reset.. must return .observations, infos",
+    "none": "the observation of caller_0 has shape",
+    "word": "step 1: the reward of caller_0 is 'good'",
+    "vanish": "step 1: caller_0 is neither terminated nor truncated and has left",
+    "bug": r"it raised IndexError.*Look at line \d+ of .*test_pettingzoo.py, in step",
     "space": "observation space of caller_0",
     "unbounded": "action space of runner_1 has no bounds",
 }
@@ -185,6 +205,11 @@ FAULTS = {
 def test_check_env_names_the_fault_and_the_place(relay: Any, fault: str) -> None:
     with pytest.raises(ShoalError, match=FAULTS[fault]):
         shoal.check_env(broken(relay, fault)())
+
+
+def test_training_names_a_reset_of_another_interface(relay: Any) -> None:
+    with pytest.raises(ShoalError, match=r"reset\(\) must return \(observations, infos\)"):
+        SerialEnvs(broken(relay, "gym"), 1)
 
 
 def test_check_env_accepts_what_is_right(relay: Any) -> None:

@@ -178,6 +178,33 @@ def test_what_an_independent_agent_earns_changes_no_others_units(name: str) -> N
     assert torch.allclose(learned(1.0), learned(1000.0), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["vdn", "pqn_vdn"])
+def test_who_has_left_takes_no_share_of_the_mean(name: str) -> None:
+    """In the rewards' units a team's value is the sum over who is there, each in theirs: none is 0."""
+    algorithm, time = shoal.build(name, SPEC), TIME if name == "pqn_vdn" else 1
+    algorithm.norm.update(torch.tensor([[30.0], [34.0]]), torch.full((2, 1), 0.5))  # mean 32, deviation 2
+    batch = random_batch(time=time)
+    start = algorithm.initial_memory(12)
+    if isinstance(algorithm, PQN):
+        lesson = algorithm._sequences(algorithm._study(batch))
+        mean, std = (float(x) for x in algorithm.norm.scale())
+        found, rows = algorithm._values(lesson), lesson
+        obs, action, present = rows.obs, rows.action, rows.present
+    else:
+        mean, std, found = 32.0, 2.0, algorithm._values(batch, start, start)[0][0]
+        obs, action, present = (
+            {n: getattr(a, key) for n, a in batch.groups.items()} for key in ("obs", "action", "present")
+        )
+    total = torch.zeros(found.shape[:2])
+    for group, net in algorithm.nets.items():
+        q = net.unroll(obs[group], torch.zeros(12, 1, 0), torch.zeros(1))[0].gather(-1, action[group].unsqueeze(-1))[
+            ..., 0
+        ]
+        total += ((q * std + mean / SPEC.num_agents) * present[group]).sum(-1)
+    assert not all(bool(rows.all()) for rows in present.values())
+    assert torch.allclose(algorithm.norm.restore(found)[..., 0], total, atol=1e-4)
+
+
 def test_every_epoch_learns_every_step_once() -> None:
     algorithm = build("pqn_vdn", minibatches=7)
     lesson = algorithm._sequences(algorithm._study(random_batch(time=TIME)))

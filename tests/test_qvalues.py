@@ -36,7 +36,8 @@ def test_taken(laid: str, whole: bool) -> None:
     action, present = torch.randint(SIZE, SHAPE, generator=g)[some], (torch.rand(SHAPE, generator=g) < 0.7)[some]
     grad = torch.randn(SHAPE, generator=g)[some]
     precise = q.detach().double().requires_grad_()
-    found, expected = (qvalues.taken(x, action, present) for x in (q, precise))
+    found, expected = (qvalues.taken(x, action, present, 0.25) for x in (q, precise))
+    assert (found[~present] == 0.25).all()
     assert found.dtype == torch.float32
     assert torch.equal(found.double(), expected)
     (one,) = torch.autograd.grad(found, q, grad)
@@ -55,11 +56,11 @@ def test_following(laid: str, masked: bool) -> None:
     if masked:
         legal[..., 2] = True
     terminated = torch.rand(SHAPE, generator=g) < 0.3
-    action, value = qvalues.following(q, judged, legal, terminated)
-    expected, precise = qvalues.following(q.double(), judged.double(), legal, terminated)
+    action, value = qvalues.following(q, judged, legal, terminated, -0.5)
+    expected, precise = qvalues.following(q.double(), judged.double(), legal, terminated, -0.5)
     assert torch.equal(action, expected)
     assert torch.equal(value.double(), precise)
     if masked:
         assert legal.gather(-1, action.unsqueeze(-1)).all()
         assert (action != q.max(-1).indices).any()
-    assert (value[terminated] == 0).all()
+    assert (value[terminated] == -0.5).all()

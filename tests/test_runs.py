@@ -420,9 +420,11 @@ def test_metrics_do_not_pile_up_when_nobody_drains() -> None:
 
 
 def test_a_replay_that_cannot_fit_is_refused(tmp_path: Path, capsys: Any) -> None:
-    arguments = ["maddpg", "tutorial/drift", "--buffer-size", "1000000000000", "--out", str(tmp_path / "run")]
-    assert shoal_train(*arguments) == 2
-    assert "set buffer_size to" in capsys.readouterr().err
+    run = tmp_path / "run"
+    for _ in range(2):  # a run that never began is no run
+        assert shoal_train("maddpg", "tutorial/drift", "--buffer-size", "1000000000000", "--out", str(run)) == 2
+        assert "set buffer_size to" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_a_run_that_learned_nothing_says_so(tmp_path: Path, capsys: Any) -> None:
@@ -456,6 +458,37 @@ def test_an_algorithm_of_ones_own_learns_and_goes_on_exactly(tmp_path: Path) -> 
     env = shoal.make("matrix/two_step", 10)
     policy = shoal.load(tmp_path / "parts", env.spec, "last")
     assert shoal.evaluate(policy, env, 10).agent_return.mean() >= 7
+
+
+def test_an_environment_that_has_changed_is_told_of(tmp_path: Path, capsys: Any) -> None:
+    place = tmp_path / "changing.py"
+    lines = "import shoal\n\ndef make(num_envs):\n    return shoal.make('tutorial/drift', num_envs, n_agents={})\n"
+    place.write_text(lines.format(2))
+    run = str(tmp_path / "run")
+    assert shoal_train("maddpg", f"{place}:make", "--total-steps", "1500", "--out", run) == 0
+    place.write_text(lines.format(3))
+    assert cli.main(["train", "--resume", run, "--total-steps", "2000"]) == 2
+    assert "what was learned does not fit: the environment has changed" in capsys.readouterr().err
+    assert cli.main(["eval", run]) == 2
+    assert "does not fit: the environment has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("vdn --batch-size 0", "batch_size must be at least 1, not 0"),
+        ("happo --lr -1", "lr must be at least 0, not -1"),
+        ("iql --epsilon-end 3", "epsilon_end must be between 0 and 1, not 3"),
+        ("maddpg --gamma nan", "gamma must be between 0 and 1, not nan"),
+        ("maddpg --update-every 0", "update_every must be at least 1"),
+        ("mappo --net.memory -8", "net.memory must be at least 0, not -8"),
+        ("ippo --net.hidden 64 0", "net.hidden must be at least 1, not (64, 0)"),
+    ],
+)
+def test_settings_out_of_their_range_are_named(settings: str, message: str, tmp_path: Path, capsys: Any) -> None:
+    name, *options = settings.split()
+    assert shoal_train(name, "matrix/two_step", *options, "--out", str(tmp_path / "run")) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(capsys: Any) -> None:

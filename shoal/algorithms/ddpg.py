@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, optim, tree
+from shoal.algorithms import ranges
 from shoal.nets import acting
 from shoal.nets.conv import flat, real
 from shoal.nets.dense import AgentNet
@@ -84,6 +85,7 @@ class DDPG:
     """See the module's docstring. `spec` is the environment's; `seed` fixes weights, exploration and replay draws."""
 
     def __init__(self, spec: EnvSpec, config: Config, *, seed: int = 0, device: str = "cpu") -> None:
+        ranges.check(config)
         _check(spec)
         self.spec, self.config, self.seed, self.device = spec, config, seed, torch.device(device)
         self.sampler = torch.Generator(self.device).manual_seed(seed)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shoal import actions, explore, optim, rollouts, surrogate, tree
+from shoal.algorithms import ranges
 from shoal.nets import acting, settings, together
 from shoal.nets.conv import Block, flat, real
 from shoal.nets.dense import AgentNet, orthogonal
@@ -170,7 +171,8 @@ class PPO:
     """See the module's docstring. `spec` is the environment's; `seed` fixes weights, draws and orders."""
 
     def __init__(self, spec: EnvSpec, config: Config, *, seed: int = 0, device: str = "cpu") -> None:
-        _check(spec, config)
+        ranges.check(config)
+        _check(config)
         self.spec, self.config, self.device = spec, config, torch.device(device)
         self.sampler = torch.Generator(self.device).manual_seed(seed)
         self.shuffler = torch.Generator().manual_seed(seed)
@@ -509,7 +511,7 @@ class PPO:
         self.env_steps = state["env_steps"]
 
 
-def _check(spec: EnvSpec, config: Config) -> None:
+def _check(config: Config) -> None:
     if config.sequential and config.net.shared:
         raise ShoalError("agents that learn one after the other need weights of their own: set net.shared to False")
     if config.sequential and config.net.comm != "none":
@@ -517,14 +519,6 @@ def _check(spec: EnvSpec, config: Config) -> None:
             "agents that learn one after the other must leave each other's policies as they are, and what one says "
             "changes what others do: set net.comm to none, or use mappo"
         )
-    if config.net.std <= 0:
-        raise ShoalError(f"net.std must be positive, not {config.net.std}")
-    for name in ("batch_steps", "epochs", "minibatches"):
-        if getattr(config, name) < 1:
-            raise ShoalError(f"{name} must be at least 1, not {getattr(config, name)}")
-    for name in ("sequence", "anneal_steps", "clip", "target_kl", "value_clip", "huber", "workers"):
-        if getattr(config, name) < 0:
-            raise ShoalError(f"{name} must not be negative, but is {getattr(config, name)}")
 
 
 def _starts(spec: EnvSpec) -> list[int]:

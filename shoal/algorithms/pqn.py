@@ -27,7 +27,7 @@ from shoal.nets.normalise import ValueNorm
 from shoal.replay import Fresh
 from shoal.returns import lambda_return, mean_weights, outcome
 from shoal.threads import lend
-from shoal.types import Batch, EnvSpec, Groups, Preset, ShoalError, Tree
+from shoal.types import Batch, EnvSpec, Groups, Preset, Tree
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ class PQN(QAgents):
     config: Config
 
     def __init__(self, spec: EnvSpec, config: Config, *, seed: int = 0, device: str = "cpu") -> None:
-        _check(config)
         super().__init__(spec, config, seed=seed, device=device, reads_state=config.mixer == "monotonic")
         modules = {"agents": nn.ModuleDict(self.nets), "eyes": self.eyes, "mixer": self.mixer}
         self.module = nn.ModuleDict(modules).to(self.device)
@@ -132,7 +131,8 @@ class PQN(QAgents):
             obs = {name: flat(agents.obs, 3) for name, agents in groups.items()}
             past = together.unroll(self.nets, obs, start, batch.ended, batch.hears)
         q = together.foresee(self.nets, next_obs, *past, batch.ended, batch.next_hears)
-        best = [qvalues.following(q[n], q[n], a.next_legal, a.terminated)[1] for n, a in groups.items()]
+        absent = self.absent(self.norm)
+        best = [qvalues.following(q[n], q[n], a.next_legal, a.terminated, absent)[1] for n, a in groups.items()]
         return self._mix(tree.join(best, -1), self.states(batch)[1])
 
     def _mix(self, values: Tensor, state: Tensor) -> Tensor:
@@ -169,7 +169,8 @@ class PQN(QAgents):
         """Of what was done, `[time, batch, value]`."""
         start = {name: memory[0] for name, memory in lesson.memory.items()}
         q = together.unroll(self.nets, lesson.obs, start, lesson.ended, lesson.hears)[0]
-        taken = [qvalues.taken(q[name], lesson.action[name], lesson.present[name]) for name in q]
+        absent = self.absent(self.norm)
+        taken = [qvalues.taken(q[name], lesson.action[name], lesson.present[name], absent) for name in q]
         return self._mix(tree.join(taken, -1), lesson.state)
 
     # Saving
@@ -193,17 +194,6 @@ class PQN(QAgents):
         for generator, saved in zip((self.sampler, self.shuffler), state["generators"], strict=True):
             generator.set_state(saved)
         self.env_steps = state["env_steps"]
-
-
-def _check(config: Config) -> None:
-    if not 0 <= config.lam <= 1:
-        raise ShoalError(f"lam must be between 0 and 1, not {config.lam}")
-    for name in ("batch_steps", "epochs", "minibatches"):
-        if getattr(config, name) < 1:
-            raise ShoalError(f"{name} must be at least 1, not {getattr(config, name)}")
-    for name in ("sequence", "anneal_steps", "workers"):
-        if getattr(config, name) < 0:
-            raise ShoalError(f"{name} must not be negative, but is {getattr(config, name)}")
 
 
 PRESETS = {

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from shoal import actions, explore, rollouts, tree
+from shoal.algorithms import ranges
 from shoal.nets import acting, settings, together
 from shoal.nets.conv import Block, Eyes, flat, real
 from shoal.nets.mixers import Monotonic, Sum
-from shoal.nets.normalise import units
+from shoal.nets.normalise import ValueNorm, units
 from shoal.threads import Crew, cores
 from shoal.types import Action, Batch, Compiled, Discrete, EnvSpec, Groups, ShoalError, View
 
@@ -70,6 +71,7 @@ class QAgents:
     config: QConfig
 
     def __init__(self, spec: EnvSpec, config: QConfig, *, seed: int, device: str, reads_state: bool) -> None:
+        ranges.check(config)
         for name, group in spec.groups.items():
             if not isinstance(group.action, Discrete):
                 raise ShoalError(
@@ -107,6 +109,11 @@ class QAgents:
         if self.config.mixer != "none" or not self.config.normalise:
             return ()
         return units(self.spec, self.spec.num_agents, by_group=self.config.net.pool != "none")
+
+    def absent(self, norm: ValueNorm) -> float:
+        """The value of an agent who is not there, in the networks' units: where values add up each has a share of the
+        mean, and so has none who has left."""
+        return norm.zero(self.spec.num_agents) if self.config.mixer == "sum" else 0.0
 
     # Playing
 

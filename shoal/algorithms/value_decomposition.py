@@ -194,13 +194,14 @@ class ValueDecomposition(QAgents):
         ahead = self._ahead(batch.ended) if self._jumps else ()
         later = tree.index(batch, ahead) if ahead else batch
         q, next_q, target_q = self._q(batch, later, start, target_start)
+        absent, absent_later = self.absent(self.norm), self.absent(self.target_norm)
         learned = slice(self.length)  # the steps after those only have rewards to add
         for name, agents in batch.groups.items():
             space = self.spec.groups[name].action
             action, present = agents.action[learned], agents.present[learned]
             then = later.groups[name]
-            found = qvalues.following(next_q[name], target_q[name], then.next_legal, then.terminated)
-            taken.append(qvalues.taken(q[name][learned], action, present))
+            found = qvalues.following(next_q[name], target_q[name], then.next_legal, then.terminated, absent_later)
+            taken.append(qvalues.taken(q[name][learned], action, present, absent))
             following.append(found[1])
             if self.config.weight != 1:
                 chosen.append(actions.encode(space, action) * present.unsqueeze(-1))
@@ -289,10 +290,6 @@ class ValueDecomposition(QAgents):
 def _check(config: Config) -> None:
     if config.mixer == "none" and config.weight != 1:
         raise ShoalError("weight is for the value of a team: set mixer to monotonic or sum, or weight to 1")
-    if not 0 <= config.weight <= 1:
-        raise ShoalError(f"weight must be between 0 and 1, not {config.weight}")
-    if config.n_step < 1 or min(config.sequence, config.burn_in, config.update_every) < 0:
-        raise ShoalError("n_step must be at least 1, sequence, burn_in and update_every must not be negative")
 
 
 def _priority(error: Tensor) -> Tensor:

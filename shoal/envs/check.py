@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,17 @@ import torch
 from gymnasium import spaces
 
 from shoal import actions, tree
-from shoal.envs.common.serial import LATE_MASK, Form, Outcome, Shown, Turns, adapters_of, expect_masks, form_of
+from shoal.envs.common.serial import (
+    LATE_MASK,
+    Form,
+    Outcome,
+    Shown,
+    Turns,
+    adapters_of,
+    expect_masks,
+    form_of,
+    started,
+)
 from shoal.envs.common.spaces import MASK, AgentAdapter, Misfit
 from shoal.types import Discrete, EnvSpec, Groups, ShoalError, Step, VecEnv, View
 
@@ -113,8 +126,17 @@ def examine(env: Any, steps: int = 300, seed: int = 0) -> list[Promise]:
         notes.broken(str(error), "")
     except Exception as error:  # whatever else a user's environment does
         notes.looking_at = INTERFACE
-        notes.broken(f"it raised {type(error).__name__}: {error}", "Look at the method that was called last")
+        notes.broken(f"it raised {type(error).__name__}: {error}", f"Look at {_where(error)}")
     return list(notes.promises.values())
+
+
+def _where(error: Exception) -> str:
+    """The last line outside shoal that `error` came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not Path(frame.filename).is_relative_to(Path(__file__).parents[1])]
+    if not theirs:
+        return "what the method that was called last returned"
+    return f"line {theirs[-1].lineno} of {theirs[-1].filename}, in {theirs[-1].name}()"
 
 
 class _Inspection:
@@ -159,9 +181,7 @@ class _Inspection:
                 if missing:
                     notes.broken(f"after reset {name} has no {missing[0]}", f"Give {name} an entry for every agent")
             return shown
-        result = self.env.reset(seed=seed) if seed is not None else self.env.reset()
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise Misfit("reset() must return (observations, infos)", "Return two dicts; older interfaces returned one")
+        result = started(self.env.reset(seed=seed) if seed is not None else self.env.reset())
         for agent in self.env.agents:
             if agent not in result[0]:
                 raise Misfit(f"reset() returned no observation of {agent}", "Every agent in `agents` needs an entry")
@@ -178,7 +198,11 @@ class _Inspection:
         for agent in here:
             notes.look(REWARDS)
             reward = outcome.rewards[agent]
-            if not math.isfinite(float(reward)):
+            try:
+                finite = math.isfinite(float(reward))
+            except (TypeError, ValueError):
+                raise Misfit(f"{place}: the reward of {agent} is {reward!r}", "Return a number") from None
+            if not finite:
                 notes.broken(f"{place}: the reward of {agent} is {reward}", "Return a finite number")
         return outcome
 
@@ -223,7 +247,7 @@ class _Inspection:
         """A step of a `ParallelEnv`."""
         notes = self.notes
         result = self.env.step(given)
-        if not isinstance(result, tuple) or len(result) != 5:
+        if not isinstance(result, tuple) or len(result) != 5 or not all(isinstance(x, Mapping) for x in result):
             raise Misfit(
                 "step() must return (observations, rewards, terminations, truncations, infos)",
                 "Return five dicts; older interfaces returned four",
@@ -244,6 +268,12 @@ class _Inspection:
             notes.broken(
                 f"{place}: {agent} is terminated or truncated but still in `agents`", "Remove it from `agents`", True
             )
+        for agent in [agent for agent in given if agent not in over and agent not in self.env.agents]:
+            notes.broken(
+                f"{place}: {agent} is neither terminated nor truncated and has left `agents`",
+                "Set one of the two, or keep it: shoal takes it for a time limit",
+                harmless=True,
+            )
         staying = [agent for agent in self.env.agents if agent not in over]
         terminated = [agent for agent in given if terminations[agent]]
         successor = Shown(observations, infos, staying)
@@ -256,7 +286,7 @@ class _Inspection:
         """Hold what is shown to its spaces."""
         notes = self.notes
         for agent, value in shown.observations.items():
-            if value is None:
+            if value is None and isinstance(self.form, Turns):
                 continue
             if agent not in self.adapters:
                 notes.look(INTERFACE)

@@ -71,6 +71,11 @@ class ValueNorm(nn.Module):
         mean, std = self._numbers()
         return normalised * std + mean
 
+    def zero(self, parts: int) -> float:
+        """Each of `parts` values, in the network's units, whose sum means 0."""
+        mean, std = self._numbers()
+        return float(-mean / std) / parts
+
     def _numbers(self) -> tuple[Tensor | float, Tensor | float]:
         """`scale`; where it is two numbers on a CPU, without operations on one number each."""
         if self.columns.numel() or not self.total.is_cpu:

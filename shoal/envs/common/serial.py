@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -67,6 +67,13 @@ class Form(Protocol):
     def step(self, given: dict[str, Any]) -> Outcome: ...
 
 
+def started(result: Any) -> tuple[Any, Any]:
+    """What a `ParallelEnv`'s `reset` returned, if it is what it should be."""
+    if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(part, Mapping) for part in result):
+        raise Misfit("reset() must return (observations, infos)", "Return two dicts; older interfaces returned one")
+    return result
+
+
 class Rounds:
     """A `ParallelEnv`: everybody acts in every step."""
 
@@ -74,8 +81,7 @@ class Rounds:
         self.env = env
 
     def reset(self, seed: int | None) -> Shown:
-        observations, infos = self.env.reset(seed=seed)
-        return Shown(observations, infos, list(self.env.agents))
+        return Shown(*started(self.env.reset(seed=seed)), list(self.env.agents))
 
     def here(self) -> list[str]:
         return list(self.env.agents)
