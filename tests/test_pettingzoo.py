@@ -359,6 +359,10 @@ def test_masks_of_joint_choices() -> None:
     assert one.read_mask(None, {}) is None
     with pytest.raises(ShoalError, match=r"action mask of a_0 has shape \(5,\): one entry for each of its 6"):
         one.read_mask(None, {"action_mask": np.ones(5)})
+    unclear = {"action_mask": (np.array([0, 1]), np.array([1, np.nan, 1]))}
+    assert one.read_mask(None, unclear) is not None  # in play there is no time to look
+    with pytest.raises(ShoalError, match=r"holds \[1.0, nan, 1.0\]"):
+        one.read_mask(None, unclear, strict=True)
 
 
 UNUSABLE = {

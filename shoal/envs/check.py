@@ -317,7 +317,7 @@ class _Inspection:
                     notes.broken(f"{place}: info of {agent} has an {MASK}, and that of reset() had none", LATE_MASK)
                 continue
             notes.look(MASKS)
-            mask = adapter.read_mask(shown.observations[agent], info)
+            mask = adapter.read_mask(shown.observations[agent], info, strict=True)
             if mask is not None and not mask.any():
                 notes.broken(
                     f"{place}: the action mask of {agent} allows nothing", "Leave at least one action to who acts next"
@@ -422,6 +422,8 @@ def _check_step(step: Step, env: VecEnv, place: str, notes: Notes) -> None:
 
 
 def _check_tensor(tensor: torch.Tensor, shape: tuple[int, ...], place: str, dtype: torch.dtype = torch.float32) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise Misfit(f"{place} is a {type(tensor).__name__}; a tensor is needed", "Convert it")
     if tensor.dtype != dtype:
         raise Misfit(f"{place} is {tensor.dtype}; {dtype} is needed", "Convert it")
     if tuple(tensor.shape) != shape:

@@ -150,18 +150,23 @@ class AgentAdapter:
             )
         return self._layout(obs) if self.image else obs.reshape(self.shape)
 
-    def read_mask(self, observation: Any, info: Any) -> NDArray[np.bool_] | None:
+    def read_mask(self, observation: Any, info: Any, *, strict: bool = False) -> NDArray[np.bool_] | None:
         """Which actions are legal `[size]`; None where nothing says so, and all are.
 
         The mask of a joint action is one of all joint choices, or a tuple with one of each part.
 
         Raises:
-            Misfit: it has another size.
+            Misfit: it has another size; if `strict`, also that it holds something else than 0 and 1.
         """
         found = observation.get(MASK) if self.shows_mask else info.get(MASK) if isinstance(info, dict) else None
         if found is None:
             return None
-        if isinstance(found, tuple | list) and len(found) == len(self.sizes) > 1:
+        joint = isinstance(found, tuple | list) and len(found) == len(self.sizes) > 1
+        for part in (found if joint else (found,)) if strict else ():
+            numbers = np.asarray(part, np.float64)
+            if not np.isin(numbers, (0, 1)).all():
+                raise Misfit(f"the action mask of {self.agent} holds {numbers.tolist()}", "1: legal, 0: not")
+        if joint:
             parts = [np.asarray(part, bool).ravel() for part in found]
             mask = functools.reduce(np.logical_and.outer, parts).ravel()
         else:
