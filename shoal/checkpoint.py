@@ -33,14 +33,14 @@ def restore(what: Stateful, state: Tree, name: str) -> None:
     """`what` goes on from a saved state.
 
     Raises:
-        ShoalError: it was saved of something else.
+        ShoalError: that is of something else, agents who see other things for example.
     """
     try:
         what.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise ShoalError(
-            f"{name} does not fit: the environment has changed since, or the version ({lines[1 if lines[1:] else 0]})"
+            f"{name} does not fit: the environment is another, or has changed ({lines[1 if lines[1:] else 0]})"
         ) from error
 
 

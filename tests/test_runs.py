@@ -468,9 +468,9 @@ def test_an_environment_that_has_changed_is_told_of(tmp_path: Path, capsys: Any)
     assert shoal_train("maddpg", f"{place}:make", "--total-steps", "1500", "--out", run) == 0
     place.write_text(lines.format(3))
     assert cli.main(["train", "--resume", run, "--total-steps", "2000"]) == 2
-    assert "what was learned does not fit: the environment has changed" in capsys.readouterr().err
+    assert "what was learned does not fit: the environment is another, or has changed" in capsys.readouterr().err
     assert cli.main(["eval", run]) == 2
-    assert "does not fit: the environment has changed" in capsys.readouterr().err
+    assert "does not fit: the environment is another, or has changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -328,9 +328,8 @@ def _changed(settings: Any, role: str, options: tuple[str, ...]) -> Any:
 
 
 def _check(spec: EnvSpec, config: Config) -> None:
-    if (
-        config.manager in ddpg.PRESETS and not config.goal_bins
-    ):  # its targets would be of other goals than those in force
+    # Targets of continuous goals would be of those that a manager would choose, not of those in force while it waits
+    if config.manager in ddpg.PRESETS and not config.goal_bins:
         raise ShoalError(f"managers that learn with {config.manager} choose among finitely many goals: set goal_bins")
     if config.k < 1 or config.teams < 1 or not config.goal_columns or config.goal_bins in (1,) or config.goal_bins < 0:
         raise ShoalError("k and teams must be at least 1, goal_columns name a column, and goal_bins be 0 or at least 2")
