@@ -64,7 +64,12 @@ class River(ParallelEnv):
 
 
 def make(drift: float = 0.1, max_steps: int = 25) -> River:
-    """What `shoal train maddpg examples/own_environment.py:make --env.drift 0.2` calls."""
+    """What `shoal train maddpg examples/own_environment.py:make --env.drift 0.2` calls.
+
+    Args:
+        drift: standard deviation of the river's push in each step.
+        max_steps: length of an episode.
+    """
     return River(drift, max_steps)
 
 

@@ -174,11 +174,12 @@ def _env_arguments(environment: registry.Environment, options: list[str]) -> typ
     if parameters is None:
         given = {o.split("=")[0][len("--env.") :].replace("-", "_"): o for o in options if o.startswith("--env.")}
         return _dataclass({key: (_given_type(option, options), None) for key, option in given.items()})
-    hints = environment.hints()
+    hints, meanings = environment.hints(), environment.meanings()
     typed = {}
     for key, parameter in parameters.items():
         default = None if parameter.default is parameter.empty else parameter.default
-        typed[key] = (hints.get(key) or (type(default) if default is not None else str), default)
+        kind = hints.get(key) or (type(default) if default is not None else str)
+        typed[key] = (Annotated[kind, tyro.conf.arg(help=meanings.get(key))], default)
     return _dataclass(typed)
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
+from docstring_parser import parse_from_object
 
 from shoal import algorithms as algorithms_package
 from shoal import envs as envs_package
@@ -59,7 +60,8 @@ def suites() -> dict[str, str]:
     """Every suite of environments: its name and its module's.
 
     A suite is a module of `shoal.envs` with `names()` and `make(name, num_envs, **arguments)`; where there are
-    `parameters(name)` and `hints(name)`, arguments are checked and typed by them; `note(name)` is shown beside a name;
+    `parameters(name)` and `hints(name)`, arguments are checked and typed by them, and described by the docstrings of
+    `sources(name)`; `note(name)` is shown beside a name;
     `canonical(name)` gives the one name of an environment that goes by several. `SERIAL = True` says that environments
     are stepped one after the other (`make` then takes `first` and `render_mode` too), `OPEN = True` that `names()` are
     not all.
@@ -152,6 +154,18 @@ class Environment:
             return typing.get_type_hints(self.factory)
         except (NameError, TypeError):
             return {}
+
+    def meanings(self) -> dict[str, str]:
+        """What the arguments mean, as far as docstrings say."""
+        if self.factory is not None:
+            sources: tuple[Any, ...] = (self.factory,)
+        else:
+            sources = self.suite.sources(self.rest) if hasattr(self.suite, "sources") else ()
+        found: dict[str, str] = {}
+        for described in (parameter for source in sources for parameter in parse_from_object(source).params):
+            text = " ".join((described.description or "").split())
+            found |= dict.fromkeys(described.arg_name.split(", "), text[:1].upper() + text[1:])
+        return found
 
     def _check_arguments(self) -> None:
         known = self.parameters()

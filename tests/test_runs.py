@@ -491,6 +491,14 @@ def test_settings_out_of_their_range_are_named(settings: str, message: str, tmp_
     assert message in capsys.readouterr().err
 
 
+def test_help_says_what_an_environments_arguments_mean(capsys: Any) -> None:
+    own = f"{Path(__file__).parents[1] / 'examples/own_environment.py'}:make"
+    for env, words in (("mpe/simple_spread", "Agents, and landmarks."), (own, "Length of an episode.")):
+        with pytest.raises(SystemExit):
+            shoal_train("iddpg", env, "--help")
+        assert words in capsys.readouterr().out
+
+
 def test_what_is_missing_is_named(capsys: Any) -> None:
     assert shoal_train("maddpg") == 2
     assert "shoal train mappo mpe/simple_spread" in capsys.readouterr().err

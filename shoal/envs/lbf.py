@@ -523,6 +523,11 @@ def hints(name: str) -> dict[str, Any]:
     return {**get_type_hints(Rules), "threads": int}
 
 
+def sources(name: str) -> tuple[Any, ...]:
+    """Whose docstrings say what they mean."""
+    return (Rules,)
+
+
 # Pictures
 
 CELL = 44  # pixels

@@ -166,3 +166,8 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
 def hints(name: str) -> dict[str, Any]:
     """Types of those arguments."""
     return get_type_hints(Drift.__init__)
+
+
+def sources(name: str) -> tuple[Any, ...]:
+    """Whose docstrings say what they mean."""
+    return (Drift,)

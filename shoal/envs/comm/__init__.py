@@ -32,3 +32,8 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
 def hints(name: str) -> dict[str, Any]:
     """Types of those arguments."""
     return get_type_hints(GAMES[name.split("-")[0]].build)
+
+
+def sources(name: str) -> tuple[Any, ...]:
+    """Whose docstrings say what they mean."""
+    return (GAMES[name.split("-")[0]].build,)

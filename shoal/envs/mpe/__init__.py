@@ -32,3 +32,8 @@ def hints(name: str) -> dict[str, Any]:
     """Types of those arguments."""
     own = get_type_hints(importlib.import_module(f"{__name__}.{name}").Params)
     return {**get_type_hints(ParticleEnv.__init__), **own}
+
+
+def sources(name: str) -> tuple[Any, ...]:
+    """Whose docstrings say what they mean."""
+    return importlib.import_module(f"{__name__}.{name}").Params, ParticleEnv

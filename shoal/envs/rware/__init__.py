@@ -63,6 +63,25 @@ def warehouse(
 ) -> KernelEnv:
     """A batch of warehouses; arguments as in the package, where no limit (None there) is 0 here.
 
+    Args:
+        num_envs: environments that step together.
+        shelf_columns: groups of shelves side by side, an odd number.
+        column_height: rows of shelves in each.
+        shelf_rows: groups of shelves one above the other.
+        n_agents: robots.
+        msg_bits: bits that a robot can say to those around it.
+        sensor_range: cells that a robot sees to every side.
+        request_queue_size: shelves that are asked for at a time.
+        max_inactivity_steps: steps without a delivery after which an episode ends; 0: it does not.
+        max_steps: length of an episode; 0: none.
+        reward_type: who is paid for a delivery: all, who made it, or that one half, and half for the shelf's return.
+        layout: a map instead of the sizes: x a shelf, g a goal, . a corridor.
+        observation_type: numbers, pictures, or both.
+        image_observation_layers: of pictures.
+        image_observation_directional: pictures are turned as the robot looks.
+        normalised_coordinates: a robot's place as shares of the warehouse.
+        threads: 0 chooses by the number of environments.
+
     Raises:
         ShoalError: an argument is no warehouse's.
     """
@@ -247,3 +266,8 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
 def hints(name: str) -> dict[str, Any]:
     """Types of those arguments."""
     return get_type_hints(warehouse)
+
+
+def sources(name: str) -> tuple[Any, ...]:
+    """Whose docstrings say what they mean."""
+    return (warehouse,)
