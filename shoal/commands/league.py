@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
 from shoal import experiment
+from shoal.stats.summary import console
 from shoal.teams.league import League
 from shoal.teams.ratings import Matrix, Standing, play, strategies, summary
 from shoal.types import ShoalError
@@ -56,13 +56,13 @@ def main(arguments: list[str]) -> int:
     env.close()
     how = "sampled" if options.sampled else "greedy"
     title = f"{run.algorithm} on {run.env}, {run.settings.self_play} self-play, seed {run.settings.seed}"
-    console = Console()
-    console.print(f"{title}: {options.episodes} {how} episodes a pair\n")
-    console.print(_standings_table(standings))
-    console.print(_matrix_table(matrix))
+    out = console()
+    out.print(f"{title}: {options.episodes} {how} episodes a pair\n")
+    out.print(_standings_table(standings))
+    out.print(_matrix_table(matrix))
     for side, shares in mixed.items():
         if shares:
-            console.print(_strategy_line(side, shares))
+            out.print(_strategy_line(side, shares))
     about: dict[str, Any] = {"algorithm": run.algorithm, "env": run.env, "episodes": options.episodes, "play": how}
     played = {side: {"by_step": shares, "average": _average(shares)} for side, shares in mixed.items() if shares}
     written = {**about, **summary(matrix, standings), "strategies": played}
@@ -92,7 +92,8 @@ def short(step: int) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{round(value, 1) + 0.0:.1f}"  # never -0.0
+    digits = 0 if abs(value) >= 9.95 else 1
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.0
 
 
 def _standings_table(standings: list[Standing]) -> Table:
