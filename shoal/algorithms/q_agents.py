@@ -105,10 +105,13 @@ class QAgents:
 
     @property
     def units(self) -> tuple[int, ...]:
-        """See `ValueNorm`."""
+        """See `ValueNorm`: those of independent agents are their networks'.
+
+        Agents of one network that had units of their own would have different targets where they see the same.
+        """
         if self.config.mixer != "none" or not self.config.normalise:
             return ()
-        return units(self.spec, self.spec.num_agents, by_group=self.config.net.pool != "none")
+        return units(self.spec, self.spec.num_agents, by_group=self.config.net.shared)
 
     def absent(self, norm: ValueNorm) -> float:
         """The value of an agent who is not there, in the networks' units: where values add up each has a share of the

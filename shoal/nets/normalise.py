@@ -86,7 +86,7 @@ class ValueNorm(nn.Module):
 def units(spec: EnvSpec, num_values: int, *, by_group: bool) -> tuple[int, ...]:
     """The `columns` of values that are one for the team, or else every agent's: each has units of its own.
 
-    `by_group`: every group has, as its agents may become more.
+    `by_group`: every group has.
     """
     if num_values == 1 or not by_group:
         return tuple(range(num_values))
