@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from shoal import config, experiment, presets, registry
-from shoal.config import Run, Settings, replace
+from shoal.config import Run, Settings, replace, slug
 from shoal.envs.check import SPACES, Problem, Promise
 from shoal.envs.common.spaces import Misfit
 from shoal.types import Discrete, ShoalError, nearest
@@ -121,7 +121,8 @@ def _setting(run: Run, name: str) -> Any:
 
 def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     """A run from `ALGORITHM ENV [options]`; unknown names and options are refused with the nearest known."""
-    defaults = registry.algorithm(algorithm).config
+    known = registry.full_name(algorithm)
+    defaults = registry.algorithm(known).config
     environment = registry.Environment(env, complete=False)
     settings = Settings()
     task = presets.task(algorithm, env)
@@ -129,7 +130,7 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     settings = dataclasses.replace(settings, **{k: v for k, v in task.items() if k in mine})
     defaults = replace(defaults, {k: v for k, v in task.items() if k not in mine})
     options, given = _config_file(options)
-    if given and given["algorithm"] != algorithm:
+    if given and given["algorithm"] != known:
         raise ShoalError(f"--config holds settings of {given['algorithm']}, not of {algorithm}")
     settings = config.merge(settings, {k: v for k, v in given.get("settings", {}).items() if k not in ("seed", "out")})
     defaults = config.merge(defaults, given.get("config", {}))
@@ -150,10 +151,10 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     )
     settings = parsed.run
     if not settings.out:
-        out = f"runs/{env.replace('/', '_').replace(':', '_')}/{algorithm}_s{settings.seed}"
+        out = f"runs/{slug(env)}/{slug(algorithm)}_s{settings.seed}"
         settings = dataclasses.replace(settings, out=out)
     chosen = {} if env_arguments is None else _changed(parsed.env)
-    return Run(algorithm, environment.full_name, chosen, settings, parsed.algorithm)
+    return Run(known, environment.full_name, chosen, settings, parsed.algorithm)
 
 
 def _config_file(options: list[str]) -> tuple[list[str], dict[str, Any]]:

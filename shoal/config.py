@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -152,6 +153,11 @@ def _restore(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return value
     return tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
+
+
+def slug(text: str) -> str:
+    """A file's or directory's name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_")
 
 
 def versions() -> dict[str, str]:

@@ -40,6 +40,12 @@ def algorithm(name: str) -> Preset:
     return known[preset]
 
 
+def full_name(name: str) -> str:
+    """`file.py:name` with the file's full path, by which it is found from anywhere; other names as they are."""
+    place, _, attribute = name.rpartition(":")
+    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+
+
 def check_device(name: str) -> str:
     """`name`, if networks can live there.
 
@@ -103,7 +109,7 @@ class Environment:
     """
 
     def __init__(self, name: str, *, complete: bool = True, **arguments: Any) -> None:
-        self.name, self.full_name, self.arguments, self.complete = name, name, arguments, complete
+        self.name, self.full_name, self.arguments, self.complete = name, full_name(name), arguments, complete
         self.factory: Callable[..., Any] | None = None
         if ":" in name:
             place, _, attribute = name.partition(":")
@@ -111,8 +117,6 @@ class Environment:
             if not hasattr(module, attribute):
                 raise ShoalError(f"{place} has no {attribute!r}; {nearest(attribute, _callables(module))}")
             self.factory = getattr(module, attribute)
-            if place.endswith(".py"):  # a run must find it again from another directory
-                self.full_name = f"{Path(place).resolve()}:{attribute}"
         else:
             if name.endswith(".py"):
                 raise ShoalError(f"name the function that makes the environment, {name}:FUNCTION; {_listed(name)}")

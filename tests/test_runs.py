@@ -446,8 +446,9 @@ def needs_level(level: int) -> Any:
     raise AssertionError("not to be called without it")
 
 
-def test_an_algorithm_of_ones_own_learns_and_goes_on_exactly(tmp_path: Path) -> None:
-    own = f"{Path(__file__).parents[1] / 'examples/own_algorithm.py'}:reinforce"
+def test_an_algorithm_of_ones_own_learns_and_goes_on_exactly(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    own = "examples/own_algorithm.py:reinforce"
     arguments = [own, "matrix/two_step", "--num-envs", "16", "--batch-steps", "160", "--eval-every", "4000"]
     for name, steps in (("through", "16000"), ("parts", "8000")):
         assert shoal_train(*arguments, "--total-steps", steps, "--out", str(tmp_path / name)) == 0
@@ -455,6 +456,9 @@ def test_an_algorithm_of_ones_own_learns_and_goes_on_exactly(tmp_path: Path) -> 
     assert all(
         torch.equal(a, b) for a, b in zip(weights(tmp_path / "through"), weights(tmp_path / "parts"), strict=True)
     )
+    assert cli.parse_run(own, "matrix/two_step", []).settings.out.endswith("own_algorithm.py_reinforce_s0")
+    assert cli.parse_run(own, "matrix/two_step", []).settings.out.count("/") == 2
+    monkeypatch.chdir(tmp_path)  # it is found from anywhere
     env = shoal.make("matrix/two_step", 10)
     policy = shoal.load(tmp_path / "parts", env.spec, "last")
     assert shoal.evaluate(policy, env, 10).agent_return.mean() >= 7

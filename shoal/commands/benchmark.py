@@ -18,12 +18,11 @@ from rich.table import Table
 
 from shoal import experiment, log, registry
 from shoal.cli import parse_run
-from shoal.config import Run
+from shoal.config import Run, slug
 from shoal.evaluate import evaluate
 from shoal.jobs import INTERRUPTED, OUTPUT, Job, Process, last_words, locked, run_all
 from shoal.log import clock
 from shoal.stats import report, runs
-from shoal.stats.plots import slug
 from shoal.stats.published import lookup
 from shoal.stats.references import references
 from shoal.stats.suites import ON_POLICY, SUITES, Suite, Task

@@ -13,6 +13,7 @@ import tyro
 
 from shoal import config, log, registry
 from shoal.cli import parse_run
+from shoal.config import slug
 from shoal.jobs import INTERRUPTED, Job, Process, last_words, locked, run_all
 from shoal.log import read_evaluations
 from shoal.stats import runs
@@ -70,7 +71,7 @@ class Search:
         if hasattr(registry.algorithm(algorithm).config, "workers") and "--workers" not in rest:
             self.common += ["--workers", "1"]
         self.dimensions = [Dimension.parse(text) for text in options.search]
-        self.out = options.out or Path("runs/sweep") / f"{env.replace('/', '_').replace(':', '_')}_{algorithm}"
+        self.out = options.out or Path("runs/sweep") / slug(f"{env}_{algorithm}")
         self.sampler: Sampler = sampler(options.method, self.dimensions, options.sampling_seed)
         self.count = options.trials
         if isinstance(self.sampler, Grid):

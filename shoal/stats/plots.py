@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shoal.config import slug
 from shoal.evaluate import WORDS
 from shoal.stats import aggregate
 from shoal.stats.aggregate import Array
@@ -83,11 +84,6 @@ def draw_all(comparison: Comparison, references: dict[str, Reference], summary: 
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
     return found
-
-
-def slug(text: str) -> str:
-    """A file's name."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_")
 
 
 def save(figures: dict[str, Any], directory: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from shoal import experiment, film, log
+from shoal.config import slug
 from shoal.stats import plots
 from shoal.stats.references import Reference
 from shoal.stats.runs import SCORES, Comparison, differing
@@ -63,7 +64,7 @@ def _films(comparison: Comparison, directory: Path) -> list[tuple[str, str, Path
             env = experiment.environment_of(run).make(1, render=True)
             policy = experiment.team(best.directory, env.spec, "best")
             pictures = film.frames(policy, env, episodes=1, seed=1_000_000, max_frames=FILM_FRAMES)
-            path = directory / f"{plots.slug(task)}_{plots.slug(label)}.gif"
+            path = directory / f"{slug(task)}_{slug(label)}.gif"
             film.write(path, _small(pictures), fps=12)
             env.close()
             found.append((task, f"{label}, seed {best.seed}", path))
@@ -155,7 +156,7 @@ def _figure(drawing: str, text: str) -> str:
 
 
 def _task_section(task: str, summary: dict[str, Any], drawings: dict[str, str]) -> str:
-    name = plots.slug(task)
+    name = slug(task)
     header, body = next((header, body) for title, header, body in tables(summary) if title == task)
     groups = summary["tasks"][task]
     body = [[*row, f"{groups[row[0]]['seconds']:,.0f}"] for row in body]
