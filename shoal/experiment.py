@@ -195,7 +195,9 @@ class Trial:
         arena, seed = self.evaluation_env, _seed(settings, 1)
         if progress.algorithm is not self.algorithm:
             carry_over(progress.algorithm, self.algorithm)
-        result = evaluate(self.algorithm, arena, settings.eval_episodes, seed, sampled=settings.eval_sampled)
+        # exploring, a league plays as it trains: in its own environments, against its past
+        policy = self.algorithm.newest if isinstance(self.algorithm, League) else self.algorithm
+        result = evaluate(policy, arena, settings.eval_episodes, seed, sampled=settings.eval_sampled)
         steps, mean = progress.env_steps, float(result.agent_return.mean())
         found = diagnose(self.algorithm, self.evaluation_env)
         summary = {**result.summary(), "samples": result.samples(), **found}

@@ -281,6 +281,15 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Stochastic(Protocol):
+    """A policy that tells how likely it is to do what."""
+
+    def probabilities(self, view: View, memory: Groups) -> Groups | None:
+        """Of every discrete action, `[env, agent, size]`: what `act` draws from. None: it draws from no such thing."""
+        ...
+
+
 class Player(Protocol):
     """A policy that explores without Python, in environments that are `Compiled` too."""
 

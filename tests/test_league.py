@@ -204,6 +204,24 @@ def test_opponents_explore_as_when_they_were_kept() -> None:
     assert all(slot.policy.epsilon > 0.95 for slot in algorithm.slots)  # the untrained member's is 1
 
 
+def test_members_are_rated_as_they_were_kept_in_every_pair() -> None:
+    """Four copies of one version that explores fully: none has explored less after its first pairs."""
+
+    def learner(spec: EnvSpec, seed: int) -> Algorithm:
+        return shoal.build("iql", spec, seed=seed, epsilon_steps=200, epsilon_end=0.0)
+
+    env = shoal.make(RPS, 8, max_steps=4)
+    algorithm = League(env.spec, learner, **SETTINGS)
+    pool = algorithm.sides[0].pool
+    pool += [Member(step, pool[0].weights) for step in (1, 2, 3)]
+    made: list[Any] = []
+    revive = algorithm.revive
+    algorithm.revive = lambda *given: made.append(revive(*given)) or made[-1]  # type: ignore[method-assign]
+    play(algorithm, env, 4, 50, 0, sampled=True)
+    assert len(made) >= 8
+    assert all(player.epsilon == 1 for player in made)
+
+
 def test_ranks_and_thinning() -> None:
     assert ranks(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([3.0, 1.0, 1.0, 0.0])).tolist() == [0.125, 0.5, 0.875]
     pool = [Member(step, {}) for step in (0, 10, 20, 30, 40)]
@@ -273,10 +291,12 @@ def build(name: str, env: shoal.VecEnv, **changes: Any) -> League:
 
     settings: dict[str, Any] = {"net": {"hidden": (8,)}}
     settings |= {"warmup": 50, "batch_size": 8} if name in ("maddpg", "vdn") else {"batch_steps": 48, "epochs": 1}
+    if name == "feudal":
+        settings = {f"{role}_options": ("batch_steps=48",) for role in ("manager", "worker")}
     return League(env.spec, learner, **{**SETTINGS, **changes})
 
 
-@pytest.mark.parametrize("name", ["maddpg", "vdn", "mappo"])
+@pytest.mark.parametrize("name", ["maddpg", "vdn", "mappo", "feudal"])
 def test_algorithms_learn_in_a_league(name: str) -> None:
     """On-policy and replay, with and without memory; every learner's weights move, and frozen ones do not."""
     env = shoal.make("mpe/simple_tag", 8)
@@ -290,8 +310,12 @@ def test_algorithms_learn_in_a_league(name: str) -> None:
         assert all(
             torch.equal(a, b) for a, b in zip(tree.leaves(before), tree.leaves(side.pool[0].weights), strict=True)
         )
-        now = side.learner.state_dict()["nets"]
-        assert not all(torch.equal(a, b) for a, b in zip(tree.leaves(before["nets"]), tree.leaves(now), strict=True))
+        learner = side.learner.state_dict()
+        parts = [(before[role], learner[role]) for role in ("manager", "worker") if role in before]
+        for then, now in parts or [(before, learner)]:
+            assert not {"optimizers", "optimizer", "generators", "sampler"} & then.keys()
+            pairs = zip(tree.leaves(then["nets"]), tree.leaves(now["nets"]), strict=True)
+            assert not all(torch.equal(a, b) for a, b in pairs)
         assert 3 <= len(side.pool) <= 5
 
 
@@ -299,7 +323,7 @@ def test_algorithms_learn_in_a_league(name: str) -> None:
     ("algorithm", "env", "options"),
     [
         ("ippo", RPS, ["--self-play", "pfsp", "--env.max-steps", "3"]),
-        ("ippo", "mpe/simple_tag", ["--self-play", "uniform", "--net.memory", "4"]),
+        ("ippo", "mpe/simple_tag", ["--self-play", "uniform", "--net.memory", "4", "--eval-sampled"]),
     ],
 )
 def test_stop_and_resume_is_train_through(tmp_path: Path, algorithm: str, env: str, options: list[str]) -> None:

@@ -48,6 +48,15 @@ def test_team_plays_each_group_with_its_own_policy() -> None:
     assert both.calls == 4  # once a step, for both groups
 
 
+def test_a_team_is_afterwards_what_it_was_before() -> None:
+    env = shoal.make("mpe/simple_tag", 4)
+    learner = shoal.build("iql", env.spec, epsilon_steps=200)
+    team = Team({"adversary": learner, "agent": Scripted(env.spec, "random")})
+    once, again = (shoal.evaluate(team, env, 8, sampled=True).agent_return for _ in range(2))
+    assert learner.epsilon == 1  # type: ignore[attr-defined]
+    assert (once == again).all()
+
+
 def test_against_leaves_the_learner_its_own_groups() -> None:
     opponent = Constant(2)
     env = Against(payoffs(), {"player_1": opponent})

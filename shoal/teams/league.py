@@ -19,13 +19,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shoal import actions, tree
-from shoal.types import Algorithm, Batch, EnvSpec, Experience, Groups, Policy, ShoalError, Tree, View, nearest
+from shoal.teams.team import Company
+from shoal.types import (
+    Algorithm,
+    Batch,
+    EnvSpec,
+    Experience,
+    Groups,
+    Policy,
+    ShoalError,
+    Stochastic,
+    Tree,
+    View,
+    nearest,
+)
 
 SLOTS = 4
 """Opponents that a learner meets at a time, at most."""
@@ -109,7 +123,7 @@ class Play:
     """Environments `[n]`; width 0: all of them."""
 
 
-class Lineup:
+class Lineup(Company):
     """A policy made of policies, each playing some seats in some environments. A policy acts once for all its places.
 
     Args:
@@ -119,6 +133,7 @@ class Lineup:
 
     def __init__(self, spec: EnvSpec, plays: list[Play]) -> None:
         self.spec, self.plays = spec, plays
+        self.policies = [play.policy for play in plays]
 
     def initial_memory(self, num_envs: int) -> Groups:
         memory: Groups = {}
@@ -133,9 +148,28 @@ class Lineup:
         return memory
 
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
-        num_envs = len(view.state)
         chosen = {g: actions.empty(self.spec.groups[g].action, tuple(obs.shape[:2])) for g, obs in view.obs.items()}
         following = {g: torch.zeros_like(memory[g]) for g in view.obs}
+        for policy, places, shown, mine in self._shown(view, memory):
+            act, remember = policy.act(shown, mine, explore=explore)
+            _scatter(act, places, chosen)
+            _scatter(remember, places, following)
+        return chosen, following
+
+    def probabilities(self, view: View, memory: Groups) -> Groups | None:
+        """See `Stochastic`; None where one of the policies tells none."""
+        sizes = {g: (*obs.shape[:2], self.spec.groups[g].action.size) for g, obs in view.obs.items()}
+        found = {g: torch.zeros(size) for g, size in sizes.items()}
+        for policy, places, shown, mine in self._shown(view, memory):
+            told = policy.probabilities(shown, mine) if isinstance(policy, Stochastic) else None
+            if told is None:
+                return None
+            _scatter(told, places, found)
+        return found
+
+    def _shown(self, view: View, memory: Groups) -> Iterator[tuple[Policy, Places, View, Groups]]:
+        """Of each policy: its places, what it is shown there, and what it remembers."""
+        num_envs = len(view.state)
         for play in self.plays:
             places = [(seat, _rows(envs, num_envs)) for seat, envs in play.places]
             groups = [mine for mine, (theirs, _) in places[0][0].groups.items() if theirs in view.obs]
@@ -143,10 +177,7 @@ class Lineup:
                 continue
             obs, legal, mine = (_gather(tensors, places, groups) for tensors in (view.obs, view.legal, memory))
             state = torch.cat([view.state[rows.squeeze(1), : play.state_size] for _, rows in places])
-            act, remember = play.policy.act(View(obs, legal, state), mine, explore=explore)
-            _scatter(act, places, chosen)
-            _scatter(remember, places, following)
-        return chosen, following
+            yield play.policy, places, View(obs, legal, state), mine
 
 
 def _rows(envs: Tensor, num_envs: int) -> Tensor:
@@ -231,12 +262,22 @@ class Slot:
 
 def weights(algorithm: Algorithm) -> Tree:
     """What an algorithm plays with: a copy of its state without optimisers and generators."""
-    return tree.map(torch.clone, {k: v for k, v in algorithm.state_dict().items() if k not in OWN})
+    return tree.map(torch.clone, _playing(algorithm.state_dict()))
 
 
 def load_weights(algorithm: Algorithm, saved: Tree) -> None:
     """Make `algorithm` play like the one of which these are the `weights`; its generators stay its own."""
-    algorithm.load_state_dict({**algorithm.state_dict(), **saved})
+    algorithm.load_state_dict(_joined(algorithm.state_dict(), saved))
+
+
+def _playing(state: Any) -> Any:
+    """Without what is `OWN`, of algorithms within an algorithm too."""
+    return {k: _playing(v) for k, v in state.items() if k not in OWN} if isinstance(state, dict) else state
+
+
+def _joined(own: Any, saved: Any) -> Any:
+    """What is saved, and the rest of one's own."""
+    return {k: _joined(v, saved.get(k, v)) for k, v in own.items()} if isinstance(own, dict) else saved
 
 
 def thin(pool: list[Member], size: int) -> None:
@@ -312,6 +353,8 @@ class League:
         """All seats are of one group: their returns can be compared."""
         self.newest = Lineup(spec, [s.play(s.learner, [(seat, ALL_ENVS) for seat in s.seats]) for s in self.sides])
         self.training = self.newest
+        self.learning = self.sides[0]
+        """Whose batch is next to learn from."""
         self.slots: list[Slot] = []
         self.rows: list[Tensor] = []
         """Of every seat, the environments in which its learner plays it."""
@@ -330,6 +373,10 @@ class League:
 
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         return (self.training if explore else self.newest).act(view, memory, explore=explore)
+
+    def probabilities(self, view: View, memory: Groups) -> Groups | None:
+        """See `Stochastic`: of the newest learners."""
+        return self.newest.probabilities(view, memory)
 
     # Learning
 
@@ -449,10 +496,9 @@ class League:
         self.whole[envs] = True
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """The side whose groups are in `batch` learns."""
-        side = next(side for side in self.sides if side.learner.spec.groups.keys() == batch.groups.keys())
-        metrics = side.learner.update(batch)
-        return metrics if len(self.sides) == 1 else {f"{side.name}_{name}": x for name, x in metrics.items()}
+        """The side learns for which `Lessons` made `batch`."""
+        metrics = self.learning.learner.update(batch)
+        return metrics if len(self.sides) == 1 else {f"{self.learning.name}_{name}": x for name, x in metrics.items()}
 
     # Members
 
@@ -520,6 +566,7 @@ class Lessons:
     def add(self, rollout: Batch) -> Iterator[Batch]:
         self.league.observe(rollout)
         for side, part, places in zip(self.league.sides, self.parts, self.places, strict=True):
+            self.league.learning = side
             yield from part.add(excerpt(rollout, places, side.learner.spec.state_size))
         self.league.advance(rollout.ended[-1])
 

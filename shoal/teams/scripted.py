@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shoal import actions
-from shoal.types import Action, Box, EnvSpec, Groups, ShoalError, View
+from shoal.types import Action, Box, EnvSpec, Groups, ShoalError, Tree, View
 
 LOOK_AHEAD = 0.4  # seconds: an agent that coasts gets about this far, times its velocity
 MOVES = 5  # of a particle agent: stay, left, right, down, up
@@ -41,6 +41,12 @@ class Scripted:
 
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         return {name: self.script(self, name, obs, view.legal[name]) for name, obs in view.obs.items()}, memory
+
+    def state_dict(self) -> Tree:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Tree) -> None:
+        self.generator.set_state(state["generator"])
 
 
 def _random(policy: Scripted, group: str, obs: Tensor, legal: Tensor) -> Tensor:

@@ -66,7 +66,21 @@ def without(spec: EnvSpec, agents: Collection[str]) -> EnvSpec:
     return EnvSpec(groups, spec.state_size, (min(listeners, left), min(speakers, left)))
 
 
-class Team:
+class Company:
+    """A policy made of policies: its state is theirs."""
+
+    policies: list[Policy]
+
+    def state_dict(self) -> Tree:
+        return {"policies": [policy.state_dict() if isinstance(policy, Stateful) else {} for policy in self.policies]}
+
+    def load_state_dict(self, state: Tree) -> None:
+        for policy, saved in zip(self.policies, state["policies"], strict=True):
+            if isinstance(policy, Stateful):
+                policy.load_state_dict(saved)
+
+
+class Team(Company):
     """A policy made of policies, one a group. The members may be algorithms, frozen or not, scripts, or other teams.
 
     Args:
@@ -83,6 +97,7 @@ class Team:
                     break
             else:
                 self.shares.append((policy, [group]))
+        self.policies = [policy for policy, _ in self.shares]
 
     def initial_memory(self, num_envs: int) -> Groups:
         return {g: policy.initial_memory(num_envs)[g] for g, policy in self.members.items()}
@@ -101,7 +116,7 @@ class Team:
         return actions, following
 
 
-class Seats:
+class Seats(Company):
     """A policy for one group whose agents are played by different policies.
 
     Each policy is shown the agents that it was made for (those of its `spec`, or all), and remembers for them; of what
@@ -127,7 +142,8 @@ class Seats:
                     raise ShoalError(f"the policy that is to play {agent} knows only {', '.join(shown) or 'others'}")
             sees = [j for j, agent in enumerate(group.agents) if agent in shown]
             self.seats.append((policy, sees, [shown.index(a) for a in plays], [group.agents.index(a) for a in plays]))
-        memories = [policy.initial_memory(1)[name].shape[-1] for policy, *_ in self.seats]
+        self.policies = [policy for policy, *_ in self.seats]
+        memories = [policy.initial_memory(1)[name].shape[-1] for policy in self.policies]
         self.widths = [slice(sum(memories[:k]), sum(memories[: k + 1])) for k in range(len(memories))]
 
     def initial_memory(self, num_envs: int) -> Groups:
