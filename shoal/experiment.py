@@ -131,9 +131,15 @@ def against(env: VecEnv, run: Run) -> VecEnv:
 
 
 def course_of(run: Run) -> Course | None:
-    """The run's curriculum, if it has one."""
+    """The run's curriculum, if it has one.
+
+    Raises:
+        ShoalError: settings of a curriculum, and none is chosen.
+    """
     settings = run.settings
     if settings.curriculum.kind == "none":
+        if settings.curriculum != config.Settings().curriculum:
+            raise ShoalError("settings of a curriculum, and none is chosen: set --curriculum.kind")
         return None
 
     def make(arguments: dict[str, Any]) -> VecEnv:
@@ -195,9 +201,7 @@ class Trial:
         arena, seed = self.evaluation_env, _seed(settings, 1)
         if progress.algorithm is not self.algorithm:
             carry_over(progress.algorithm, self.algorithm)
-        # exploring, a league plays as it trains: in its own environments, against its past
-        policy = self.algorithm.newest if isinstance(self.algorithm, League) else self.algorithm
-        result = evaluate(policy, arena, settings.eval_episodes, seed, sampled=settings.eval_sampled)
+        result = evaluate(self.algorithm, arena, settings.eval_episodes, seed, sampled=settings.eval_sampled)
         steps, mean = progress.env_steps, float(result.agent_return.mean())
         found = diagnose(self.algorithm, self.evaluation_env)
         summary = {**result.summary(), "samples": result.samples(), **found}

@@ -7,6 +7,7 @@ episode. A time limit ends an episode without terminating it, so its successor's
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -35,6 +36,24 @@ def outcome(batch: Batch, reward: Literal["own", "sum", "mean"], team: bool) -> 
     if team:
         return shared, terminated.all(-1, keepdim=True), present.any(-1, keepdim=True)
     return own if reward == "own" else shared.expand_as(own), terminated, present
+
+
+def to_the_end(batch: Batch) -> Batch:
+    """`batch` `[time, env, ...]` with nobody gone before the whole team is.
+
+    For values of each agent, of rewards that are shared: what the team earns after an agent has left is still what that
+    agent has worked for. In MAPPO's code too, returns stop with the episode, and the dead are left out of losses only.
+    """
+    groups = batch.groups.values()
+    over = torch.cat([agents.terminated for agents in groups], -1).all(-1, keepdim=True)
+    here = torch.cat([agents.present for agents in groups], -1).any(-1, keepdim=True)
+    return replace(
+        batch,
+        groups={
+            name: replace(a, terminated=over.expand_as(a.terminated), present=here.expand_as(a.present))
+            for name, a in batch.groups.items()
+        },
+    )
 
 
 def mean_weights(mask: Tensor) -> Tensor:

@@ -127,12 +127,13 @@ def hopeless(curve: list[tuple[int, float]], others: list[list[tuple[int, float]
     """The median rule (Golovin et al. 2017, Vizier; Optuna's `MedianPruner`).
 
     A trial is hopeless when its best evaluation so far is below the median of what the finished trials had at the same
-    evaluation; not before there are `STARTUP` of them and a `WARMUP` of the training is over.
+    environment steps (at the last evaluation until then); not before there are `STARTUP` of them and a `WARMUP` of the
+    training is over.
     """
     if not curve or curve[-1][0] < WARMUP * total_steps:
         return False
-    index = len(curve) - 1
-    values = [other[index][1] for other in others if len(other) > index]
+    earlier = [[value for steps, value in other if steps <= curve[-1][0]] for other in others]
+    values = [known[-1] for known in earlier if known]
     return len(values) >= STARTUP and curve[-1][1] < float(np.median(values))
 
 

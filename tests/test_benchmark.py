@@ -281,6 +281,14 @@ def test_the_median_rule_is_optunas() -> None:
     assert not all(decisions)
 
 
+def test_trials_are_judged_at_the_same_step() -> None:
+    """Of trials that are evaluated at different steps: one that learns twice as fast is not hopeless."""
+    others = [[(4000 * k, float(k)) for k in range(1, 6)]] * 5
+    fast, slow = ([(1000 * k, k * gain) for k in range(1, 9)] for gain in (0.5, 0.1))
+    assert not any(sweep.hopeless(fast[:k], others, 20_000) for k in range(1, 9))
+    assert sweep.hopeless(slow, others, 20_000)
+
+
 def test_tpe_finds_the_better_half_and_remembers() -> None:
     pytest.importorskip("optuna")
     dimensions = [sweep.Dimension.parse("lr=log:1e-4:1"), sweep.Dimension.parse("double=choice:True|False")]

@@ -98,6 +98,35 @@ def test_what_counts_as_a_runs_result(tmp_path: Path) -> None:
     assert runs.compare(runs.find([tmp_path]), "team_return").scores("matrix/climbing", "iql").tolist() == [6.0, 4.0]
 
 
+def test_peaks_and_cut_budgets_are_at_steps_that_all_runs_share(tmp_path: Path) -> None:
+    a_run(tmp_path, "iql", 0, [0.0, 1.0, 2.0, 3.0])  # at 50, 100, 150, 200
+    sparse = a_run(tmp_path, "iql", 1, [10.0, 0.0], eval_every=100, total_steps=200)
+    (sparse / "evaluations.jsonl").write_text(
+        "".join(json.dumps(record(k, v)) + "\n" for k, v in ((101, 10), (200, 0)))
+    )
+    found = runs.compare(runs.find([tmp_path]), score="peak", budgets="cut")
+    assert found.scores("matrix/climbing", "iql").tolist() == [1.0, 10.0]
+    late = a_run(tmp_path, "iql", 2, [2.0, 10.0], eval_every=150, total_steps=300)
+    (late / "evaluations.jsonl").write_text("".join(json.dumps(record(k, v)) + "\n" for k, v in ((150, 2), (300, 10))))
+    with pytest.raises(ShoalError, match="no step up to 200"):
+        runs.compare(runs.find([tmp_path]), budgets="cut")
+    pair = runs.compare([run for run in runs.find([tmp_path]) if run.seed != 1], score="last", budgets="cut")
+    assert pair.cut == {"matrix/climbing": 150}
+    (groups,) = pair.tasks.values()
+    assert [pair.scores("matrix/climbing", label).tolist() for label in groups] == [[2.0], [2.0]]
+
+
+def test_a_run_without_an_evaluation_is_named(tmp_path: Path) -> None:
+    a_run(tmp_path, "iql", 0, [1.0])
+    dead = a_run(tmp_path, "iql", 1, [1.0])
+    (dead / "evaluations.jsonl").write_text("")
+    found = runs.compare(runs.find([tmp_path]))
+    assert [run.seed for run in found.tasks["matrix/climbing"]["iql"]] == [0]
+    assert [note for note in found.notes if str(dead) in note]
+    with pytest.raises(ShoalError, match="none of these runs has an evaluation"):
+        runs.compare(runs.find([dead]))
+
+
 def test_different_budgets_are_refused_and_cut_when_allowed(tmp_path: Path) -> None:
     a_run(tmp_path, "iql", 0, [1.0, 2.0, 3.0, 4.0], absolute=9.0)
     a_run(tmp_path, "qmix", 0, [5.0, 6.0], eval_episodes=7, absolute=9.0)

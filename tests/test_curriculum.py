@@ -93,6 +93,8 @@ def test_a_curriculum_goes_on_from_its_state(kind: type[Stages | LearningProgres
         (Settings("threshold", TASKS, advance_at=0.5), "--curriculum.retreat-at below it"),
         (Settings("threshold", TASKS, advance_at=0.5, retreat_at=0.6), "below it"),
         (Settings("stages", TASKS, advance_at=0.5, retreat_at=0.1), "never back"),
+        (Settings("threshold", TASKS, steps=100, advance_at=0.5, retreat_at=0.1), "steps out, or use stages"),
+        (Settings("learning_progress", TASKS, advance_at=0.5), "leave advance_at"),
     ],
 )
 def test_a_curriculum_that_leads_nowhere_is_refused(settings: Settings, message: str) -> None:
@@ -180,6 +182,12 @@ def test_a_wrong_task_is_refused_before_training(tmp_path: Path, capsys: pytest.
     wrong = ["--curriculum.kind", "stages", "--curriculum.steps", "9", "--curriculum.tasks", "delay=1", "dealy=2"]
     assert cli.main([*PPO, "100", *wrong, "--out", str(tmp_path / "run")]) == 2
     assert "delay" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_tasks_without_a_kind_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*PPO, "100", "--curriculum.tasks", *TASKS, "--out", str(tmp_path / "run")]) == 2
+    assert "--curriculum.kind" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

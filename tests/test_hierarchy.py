@@ -96,6 +96,24 @@ def test_managers_are_paid_for_their_team_and_alive_where_they_choose() -> None:
     assert torch.equal(own.next_legal[:-1][within], own.legal[1:][within])
 
 
+def test_the_global_state_tells_the_goals() -> None:
+    """Else a central value, or a mixer, would not know what workers are paid for, nor what managers have chosen."""
+    algorithm, env = build(manager="mappo", worker="mappo", manager_options=("batch_steps=36",))
+    rollout, managers, workers = divided(algorithm, env)
+    size = rollout.state.shape[-1]
+    goals = workers.groups["agent"].obs[..., -2:] + rollout.groups["agent"].obs[..., :2]
+    assert torch.allclose(workers.state[..., size:], goals.flatten(-2), atol=1e-6)
+    for share in (managers, workers):
+        assert torch.equal(share.state[..., :size], rollout.state)
+        within = ~share.ended[:-1]
+        assert torch.equal(share.next_state[:-1][within], share.state[1:][within])
+    in_force = managers.groups["agent" + MANAGER].obs[..., -3:]  # what each manager knows of its own
+    assert torch.allclose(managers.state[..., size:-1], in_force[..., :-1].flatten(-2), atol=1e-6)
+    assert torch.equal(managers.state[..., -1], in_force[..., 0, -1])
+    shown = env.reset(0)
+    algorithm.act(shown, algorithm.initial_memory(3), explore=False)
+
+
 def test_a_manager_sees_its_own_team_only() -> None:
     algorithm, env = build()
     view, memory = env.reset(0), algorithm.initial_memory(3)

@@ -323,7 +323,7 @@ def test_algorithms_learn_in_a_league(name: str) -> None:
     ("algorithm", "env", "options"),
     [
         ("ippo", RPS, ["--self-play", "pfsp", "--env.max-steps", "3"]),
-        ("ippo", "mpe/simple_tag", ["--self-play", "uniform", "--net.memory", "4", "--eval-sampled"]),
+        ("ippo", "mpe/simple_tag", ["--self-play", "uniform", "--net.memory", "4"]),
     ],
 )
 def test_stop_and_resume_is_train_through(tmp_path: Path, algorithm: str, env: str, options: list[str]) -> None:

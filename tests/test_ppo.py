@@ -199,8 +199,8 @@ def plain_gradients(algorithm: PPO, batch: Batch) -> tuple[list[Tensor], Tensor]
     counts = torch.cat([a.present for a in batch.groups.values()], -1)
     if config.reward == "mean":
         reward = reward.mean(-1, keepdim=True).expand(-1, -1, value.shape[-1])
-    if value.shape[-1] == 1:
-        stop, counts = stop.all(-1, keepdim=True), counts.any(-1, keepdim=True)
+        stop = stop.all(-1, keepdim=True).expand_as(value)  # what is shared is earned until all have left
+        counts = counts.any(-1, keepdim=True).expand_as(value)
     with torch.no_grad():
         advantage = torch.zeros_like(value)
         for t in reversed(range(time)):

@@ -183,6 +183,23 @@ def test_update_is_the_papers_equations(name: str, double: bool, shared: bool, t
     assert torch.allclose(gradient(algorithm, batch), expected, atol=2e-5, rtol=1e-4)
 
 
+def test_of_shared_rewards_agents_learn_until_all_have_left() -> None:
+    """As if nobody left before: what the team earns afterwards is what those who have left worked for."""
+    batch = random_batch(time=5)
+    expected = tree.map(torch.clone, batch)
+    agents = expected.groups.values()
+    reward = torch.cat([a.reward for a in agents], -1).mean(-1, keepdim=True)
+    over = torch.cat([a.terminated for a in agents], -1).all(-1, keepdim=True)
+    here = torch.cat([a.present for a in agents], -1).any(-1, keepdim=True)
+    for a in agents:
+        a.reward.copy_(reward.expand_as(a.reward))
+        a.terminated.copy_(over.expand_as(a.terminated))
+        a.present.copy_(here.expand_as(a.present))
+    shared, own = (build("iql", sequence=5, reward=reward) for reward in ("mean", "own"))
+    assert not torch.equal(gradient(own, batch), gradient(own, expected))
+    assert torch.equal(gradient(shared, batch), gradient(own, expected))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("memory", [0, WIDTH])
 def test_a_batch_in_pieces_teaches_the_same_on_any_number_of_threads(

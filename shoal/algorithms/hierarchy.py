@@ -108,8 +108,10 @@ class Hierarchy:
             parts = (*g.parts, Part(SELF, size)) if g.parts else ()
             groups[name] = dataclasses.replace(g, obs_shape=(g.obs_size + size,), image=False, parts=parts)
             managers[name + MANAGER] = GroupSpec(g.agents, (seen + m + size + 1,), self.space, masked=bool(self.bins))
-        self.worker = _build("worker", EnvSpec(groups, spec.state_size, spec.hears), seed, device, config)
-        self.manager = _build("manager", EnvSpec(managers, spec.state_size, spec.hears), seed + 1, device, config)
+        goals = size * spec.num_agents
+        seen_by_workers, by_managers = ((spec.state_size + n if spec.state_size else 0) for n in (goals, goals + 1))
+        self.worker = _build("worker", EnvSpec(groups, seen_by_workers, spec.hears), seed, device, config)
+        self.manager = _build("manager", EnvSpec(managers, by_managers, spec.hears), seed + 1, device, config)
         self.widths = {}
         for name in spec.groups:
             own = (
@@ -128,11 +130,12 @@ class Hierarchy:
     def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
         before = {name: Memory(*x.split(self.widths[name], -1)) for name, x in memory.items()}
         obs = {name: flat(x, 2) for name, x in view.obs.items()}
-        asked = View(self._manager_obs(obs, before), self._manager_legal(before), view.state, view.hears)
+        state = self._manager_state(view.state, before)
+        asked = View(self._manager_obs(obs, before), self._manager_legal(before), state, view.hears)
         own = {name + MANAGER: m.manager for name, m in before.items()}
         choices, managers = self.manager.act(asked, own, explore=explore)
         now = {n: self._decide(obs[n], m, choices[n + MANAGER], managers[n + MANAGER]) for n, m in before.items()}
-        shown = View(self._worker_obs(obs, now), view.legal, view.state, view.hears)
+        shown = View(self._worker_obs(obs, now), view.legal, self._worker_state(view.state, now), view.hears)
         actions, workers = self.worker.act(shown, {n: m.worker for n, m in now.items()}, explore=explore)
         if explore:
             self.played.append({name: dataclasses.replace(m, manager=before[name].manager) for name, m in now.items()})
@@ -188,6 +191,20 @@ class Hierarchy:
         columns = self.config.goal_columns
         return {name: torch.cat([x, memory[name].goal - x[..., columns]], -1) for name, x in obs.items()}
 
+    def _manager_state(self, state: Tensor, memory: dict[str, Memory]) -> Tensor:
+        """The global state, where there is one, with all goals in force and how long they hold.
+
+        Central values and mixers would otherwise not see what their agents are about.
+        """
+        goals = [(m.goal * (m.left > 0)).flatten(-2) for m in memory.values()]
+        left = next(iter(memory.values())).left[..., 0, :]
+        return torch.cat([state, *goals, left / self.config.k], -1) if state.shape[-1] else state
+
+    def _worker_state(self, state: Tensor, memory: dict[str, Memory]) -> Tensor:
+        """The same without how long goals hold, of which workers know nothing."""
+        goals = [m.goal.flatten(-2) for m in memory.values()]
+        return torch.cat([state, *goals], -1) if state.shape[-1] else state
+
     # Learning
 
     def experience(self, num_envs: int) -> _Experience:
@@ -236,7 +253,21 @@ class Hierarchy:
                 a, obs=shown[name], memory=m.worker, reward=reward, next_obs=next_shown[name]
             )
         over = (next(iter(now.values())).left[..., 0, 0] == 1) | rollout.ended
-        return dataclasses.replace(rollout, groups=managers), dataclasses.replace(rollout, groups=workers, ended=over)
+        state, next_state = rollout.state, rollout.next_state
+        for_managers = dataclasses.replace(
+            rollout,
+            groups=managers,
+            state=self._manager_state(state, before),
+            next_state=self._manager_state(next_state, after),
+        )
+        for_workers = dataclasses.replace(
+            rollout,
+            groups=workers,
+            state=self._worker_state(state, now),
+            next_state=self._worker_state(next_state, now),
+            ended=over,
+        )
+        return for_managers, for_workers
 
     def _distance(self, obs: Tensor, memory: Memory) -> Tensor:
         distance: Tensor = torch.linalg.vector_norm(memory.goal - obs[..., self.config.goal_columns], dim=-1)

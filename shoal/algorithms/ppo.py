@@ -37,7 +37,7 @@ from shoal.nets.dense import AgentNet, orthogonal
 from shoal.nets.mlp import ALL
 from shoal.nets.normalise import ValueNorm, units
 from shoal.replay import Fresh
-from shoal.returns import gae, mean_weights, outcome
+from shoal.returns import gae, mean_weights, outcome, to_the_end
 from shoal.threads import Crew, cores, lend
 from shoal.types import Batch, Box, Compiled, EnvSpec, Groups, GroupSpec, Preset, ShoalError, Tree, View
 
@@ -106,7 +106,7 @@ class Config:
     normalise_advantage: bool = True
     """Learn from advantages in units of the group's standard deviation, around their mean."""
     max_grad_norm: float = 10.0
-    """Gradients of a policy, and of a value, are scaled down to this norm; 0: never."""
+    """Gradients of a group's policies (sequential: of each), and of all values, are scaled down to this norm; 0: not."""
     workers: int = 0
     """Threads that share the gradient of a batch and compiled rollouts; 0: one a core. Results do not depend on it."""
     net: Net = field(default_factory=Net)
@@ -298,7 +298,9 @@ class PPO:
     @torch.no_grad()
     def _study(self, batch: Batch) -> Lesson:
         """What a rollout teaches: old probabilities, values, advantages."""
-        config, groups = self.config, batch.groups
+        config = self.config
+        batch = to_the_end(batch) if self.num_values > 1 and config.reward != "own" else batch
+        groups = batch.groups
         obs = {name: flat(agents.obs, 3) for name, agents in groups.items()}
         memory = {name: agents.memory for name, agents in groups.items()}
         reward, terminated, counts = outcome(batch, config.reward, team=self.num_values == 1)

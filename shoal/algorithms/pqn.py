@@ -99,7 +99,8 @@ class PQN(QAgents):
     @torch.no_grad()
     def _study(self, batch: Batch) -> Lesson:
         """What a rollout teaches: its targets."""
-        config, groups = self.config, batch.groups
+        config, batch = self.config, self.shared(batch)
+        groups = batch.groups
         reward, terminated, counts = outcome(batch, config.reward, team=config.mixer != "none")
         parts = self.cut(batch, batch.ended)
         # in the units in which these values were learned; what is learned from now on is in new ones

@@ -14,6 +14,7 @@ from shoal.nets import acting, settings, together
 from shoal.nets.conv import Block, Eyes, flat, real
 from shoal.nets.mixers import Monotonic, Sum
 from shoal.nets.normalise import ValueNorm, units
+from shoal.returns import to_the_end
 from shoal.threads import Crew, cores
 from shoal.types import Action, Batch, Compiled, Discrete, EnvSpec, Groups, ShoalError, View
 
@@ -178,6 +179,10 @@ class QAgents:
             return batch.state, batch.next_state
         groups = batch.groups.values()
         return beside([real(a.obs) for a in groups]), beside([real(a.next_obs) for a in groups])
+
+    def shared(self, batch: Batch) -> Batch:
+        """What independent agents learn of a batch: of a reward that all share, to the end."""
+        return to_the_end(batch) if self.config.mixer == "none" and self.config.reward != "own" else batch
 
     def tied(self) -> list[str]:
         """See `Scalable`."""

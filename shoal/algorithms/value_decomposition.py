@@ -128,7 +128,7 @@ class ValueDecomposition(QAgents):
         """One gradient step on sequences `[time, batch, ...]`."""
         self.updates += 1
         self.optimizer.lr = self.lr
-        batch = tree.to(batch, self.device)
+        batch = self.shared(tree.to(batch, self.device))
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
         pieces = self.cut((batch, tree.map(lambda memory: memory.unsqueeze(0), start)), batch.ended)

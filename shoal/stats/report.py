@@ -269,7 +269,7 @@ def _versions(comparison: Comparison) -> str:
 METHODS = """<dl>
 <dt>IQM</dt><dd>Interquartile mean: the mean of the runs without the lowest and the highest quarter.</dd>
 <dt>95 %</dt><dd>Percentile bootstrap over the runs, stratified by task. It is about other seeds, not about other
-episodes. With fewer than five runs it is too narrow.</dd>
+episodes. With fewer than ten runs it is too narrow.</dd>
 <dt>Optimality gap</dt><dd>By how much normalised scores fall short of 1, in the mean.</dd>
 <dt>Probability of improvement</dt><dd>The Mann-Whitney U statistic over the number of pairs, ties counted half,
 averaged over tasks.</dd>

@@ -143,7 +143,7 @@ def _complete(defaults: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def find(places: Iterable[Path]) -> list[RunResult]:
-    """The runs that these directories are or contain; those without an evaluation are left out.
+    """The runs that these directories are or contain.
 
     Raises:
         ShoalError: a place does not exist or holds no run.
@@ -157,10 +157,7 @@ def find(places: Iterable[Path]) -> list[RunResult]:
             found[path.parent.resolve()] = load(path.parent)
         if not inside:
             raise ShoalError(f"{place} holds no run: no directory in it has a {config.FILE}")
-    runs = [run for run in found.values() if run.evaluations]
-    if not runs:
-        raise ShoalError("none of these runs has an evaluation yet")
-    return runs
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ class Comparison:
         return [e for e in run.evaluations if limit is None or e["env_steps"] <= OVERSHOOT * limit]
 
     def curve(self, run: RunResult, x: str) -> Curve:
-        """Greedy returns against `env_steps` or `seconds`."""
+        """Returns against `env_steps` or `seconds`."""
         kept = self.evaluations(run)
         return [float(e[x]) for e in kept], [run.value(e, self.metric) for e in kept]
 
@@ -202,9 +199,33 @@ class Comparison:
             return np.array([run.value(run.absolute, self.metric) for run in runs])
         if self.score == "last":
             return np.array([run.value(self.evaluations(run)[-1], self.metric) for run in runs])
-        points = min(len(self.evaluations(run)) for run in runs)
-        values = np.array([self.curve(run, "env_steps")[1][:points] for run in runs])  # type: ignore[index]
+        kept = [self.evaluations(run) for run in runs]
+        steps = [int(e["env_steps"]) for e in min(kept, key=len)]
+        rows = [[_at_step(evaluations, step) for step in steps] for evaluations in kept]
+        shared = [column for column in zip(*rows, strict=True) if None not in column]
+        if not shared:
+            raise ShoalError(f"{task}: the runs of {label} were never evaluated at the same step, so have no peak")
+        values = np.array(
+            [[run.value(e, self.metric) for e in row] for run, row in zip(runs, zip(*shared, strict=True), strict=True)]
+        )
         return np.asarray(values[:, values.mean(0).argmax()])
+
+
+def _at_step(evaluations: list[dict[str, Any]], step: int) -> dict[str, Any] | None:
+    """The evaluation at `step`, or closest to it: rollouts end at slightly different steps."""
+    nearby = min(evaluations, key=lambda e: abs(e["env_steps"] - step))
+    low, high = sorted((nearby["env_steps"], step))
+    return nearby if high <= OVERSHOOT * low else None
+
+
+def _common_budget(task: str, runs: list[RunResult]) -> int:
+    """The last step at which all runs were evaluated and that none trained beyond."""
+    most = min(_budget(run) for run in runs)
+    asked = {int(e["env_steps"]) for run in runs for e in run.evaluations if e["env_steps"] <= OVERSHOOT * most}
+    for step in sorted(asked, reverse=True):
+        if all(_at_step(run.evaluations, step) for run in runs):
+            return step
+    raise ShoalError(f"{task}: no step up to {most:,}, the smallest budget, is one at which all runs were evaluated")
 
 
 def compare(
@@ -213,7 +234,7 @@ def compare(
     """Sort runs into tasks and groups, refusing what must not be put side by side without saying so.
 
     Args:
-        runs: at least one, all with evaluations.
+        runs: at least one; those without an evaluation are left out, which a note says.
         metric: `agent_return`, `team_return` or `group_return.GROUP`.
         score: what counts as a run's result; None: `absolute` if every run has it, else `last`.
         budgets: where training steps or evaluation settings differ within a task: refuse (`equal`), compare at the
@@ -222,7 +243,10 @@ def compare(
     Raises:
         ShoalError: the unit is not that of every run, budgets differ, or one run is there twice.
     """
-    notes: list[str] = []
+    notes = [f"left out, since it has no evaluation: {run.directory}" for run in runs if not run.evaluations]
+    runs = [run for run in runs if run.evaluations]
+    if not runs:
+        raise ShoalError("none of these runs has an evaluation yet")
     tasks: dict[str, dict[str, list[RunResult]]] = {}
     for task, members in _grouped(runs, lambda run: run.task).items():
         tasks[task] = labelled(members)
@@ -238,13 +262,10 @@ def compare(
     notes += differences
     cut = {}
     if differences and budgets == "cut":
-        cut = {task: min(_budget(run) for run in _all(groups)) for task, groups in tasks.items()}
+        cut = {task: _common_budget(task, _all(groups)) for task, groups in tasks.items()}
         notes += [f"{task}: compared up to {steps:,} environment steps" for task, steps in cut.items()]
-    comparison = Comparison(metric, "last", tasks, cut, notes)
     every = [run for groups in tasks.values() for run in _all(groups)]
     for run in every:
-        if not comparison.evaluations(run):
-            raise ShoalError(f"{run.directory} has no evaluation within the common budget of {cut[run.task]:,} steps")
         run.value(run.evaluations[-1], metric)
     missing = [run for run in every if not run.absolute]
     if score == "absolute" and (missing or cut):

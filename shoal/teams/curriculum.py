@@ -173,9 +173,13 @@ def build(settings: Settings, seed: int) -> Curriculum:
     count = len(settings.tasks)
     if count < 2:
         raise ShoalError(f"a curriculum needs two tasks or more (--curriculum.tasks KEY=VALUE KEY=VALUE), not {count}")
-    if settings.kind == "learning_progress":
-        return LearningProgress(settings, count, seed)
     up, down = settings.advance_at, settings.retreat_at
+    if settings.kind == "learning_progress":
+        if up is not None or down is not None:
+            raise ShoalError("learning_progress goes by changes of returns: leave advance_at and retreat_at out")
+        return LearningProgress(settings, count, seed)
+    if settings.kind == "threshold" and settings.steps:
+        raise ShoalError("threshold moves at returns only: leave --curriculum.steps out, or use stages")
     if settings.kind == "threshold" and (up is None or down is None or down >= up):
         raise ShoalError("threshold needs --curriculum.advance-at, and --curriculum.retreat-at below it")
     if settings.kind == "stages" and (down is not None or (up is None and not settings.steps)):
