@@ -106,7 +106,8 @@ class Config:
     normalise_advantage: bool = True
     """Learn from advantages in units of the group's standard deviation, around their mean."""
     max_grad_norm: float = 10.0
-    """Gradients of a group's policies (sequential: of each), and of all values, are scaled to this norm at most; 0: not."""
+    """Gradients of a group's policies (sequential: of each), and of all values, are scaled down to this norm;
+    0: never."""
     workers: int = 0
     """Threads that share the gradient of a batch and compiled rollouts; 0: one a core. Results do not depend on it."""
     net: Net = field(default_factory=Net)
