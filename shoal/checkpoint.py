@@ -56,7 +56,10 @@ def save(directory: Path, tree: Tree, step: int, name: str = "last") -> Path:
     partial.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
     encoded = _encode(tree, "", tensors)
-    safetensors.torch.save_file(tensors, str(partial / TENSORS))
+    try:
+        safetensors.torch.save_file(tensors, str(partial / TENSORS))
+    except safetensors.SafetensorError as error:  # the disk is full, say
+        raise ShoalError(f"{partial} cannot be written ({error}); the checkpoint before it is intact") from error
     state = {
         "format": FORMAT,
         "shoal": shoal.__version__,
@@ -66,6 +69,7 @@ def save(directory: Path, tree: Tree, step: int, name: str = "last") -> Path:
         "tree": encoded,
     }
     (partial / STATE).write_text(json.dumps(state))
+    shutil.copymode(partial / STATE, partial / TENSORS)  # which safetensors keeps from everybody else
     for path in partial.iterdir():
         _sync(path)
     partial.rename(target)
@@ -116,7 +120,8 @@ def find(directory: Path, which: str = "last") -> Path:
 def step(directory: Path, which: str = "last") -> int:
     """Environment steps at which a checkpoint was written; 0: there is none."""
     name = _pointed(directory / which)
-    return int(name.split("_")[1]) if name else 0
+    digits = name.split("_")[1] if name and "_" in name else ""
+    return int(digits) if digits.isdigit() else 0
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
 import functools
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
@@ -20,10 +22,16 @@ from shoal import config, experiment, presets, registry
 from shoal.config import Run, Settings, replace, slug
 from shoal.envs.check import SPACES, Problem, Promise
 from shoal.envs.common.spaces import Misfit
+from shoal.log import say
 from shoal.types import Discrete, ShoalError, nearest
 
 MANY = 16
 """Agents that are no longer listed one by one."""
+
+OUTSIDE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
+"""Errors of the machine that speak for themselves: a full or read-only disk, a file where a directory belongs."""
 
 USAGE = """shoal: many agents learning together
 
@@ -80,6 +88,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `shoal list | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left to flush goes nowhere
         return 1
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        print(f"shoal: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("shoal: interrupted", file=sys.stderr)
         return 130
@@ -109,7 +122,7 @@ def _train(arguments: list[str]) -> int:
     task = presets.task(run.algorithm, run.env)
     used = {key: value for key, value in task.items() if _setting(run, key) == value}
     if used:
-        print("settings for this task: " + ", ".join(f"{key} {value}" for key, value in used.items()))
+        say("settings for this task: " + ", ".join(f"{key} {value}" for key, value in used.items()))
     return _report(experiment.start(run, directory), directory)
 
 
@@ -129,9 +142,10 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     mine = {f.name for f in dataclasses.fields(Settings)}
     settings = dataclasses.replace(settings, **{k: v for k, v in task.items() if k in mine})
     defaults = replace(defaults, {k: v for k, v in task.items() if k not in mine})
-    options, given = _config_file(options)
+    options, given = _config_file([_whole_number(option) for option in options])
     if given and given["algorithm"] != known:
         raise ShoalError(f"--config holds settings of {given['algorithm']}, not of {algorithm}")
+    same = given.get("env") == environment.full_name
     settings = config.merge(settings, {k: v for k, v in given.get("settings", {}).items() if k not in ("seed", "out")})
     defaults = config.merge(defaults, given.get("config", {}))
     env_arguments = _env_arguments(environment, options)
@@ -153,8 +167,25 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     if not settings.out:
         out = f"runs/{slug(env)}/{slug(algorithm)}_s{settings.seed}"
         settings = dataclasses.replace(settings, out=out)
+    settings = dataclasses.replace(settings, opponents=tuple(map(_whole_path, settings.opponents)))
     chosen = {} if env_arguments is None else _changed(parsed.env)
+    if same:  # the environment's arguments come from the file too, but for those that are given
+        named = {o.split("=")[0][len("--env.") :].replace("-", "_") for o in options if o.startswith("--env.")}
+        kept = {k: v for k, v in given["env_args"].items() if not named & {k, f"no_{k}"}}
+        chosen = kept | chosen
     return Run(known, environment.full_name, chosen, settings, parsed.algorithm)
+
+
+def _whole_path(opponent: str) -> str:
+    """`WHO=DIR` with the directory's full path, by which it is found from anywhere; others as they are."""
+    who, _, policy = opponent.partition("=")
+    return f"{who}={Path(policy).resolve()}" if policy and Path(policy).is_dir() else opponent
+
+
+def _whole_number(option: str) -> str:
+    """`1e6` as 1000000, in digits: of what is an int, and what is a float, that is the same number."""
+    name, equals, value = option.rpartition("=")
+    return f"{name}{equals}{float(value):.0f}" if re.fullmatch(r"\d+(\.\d+)?e\+?1?\d", value) else option
 
 
 def _config_file(options: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -212,11 +243,18 @@ class Resume:
     """Directory of the run."""
     total_steps: int | None = None
     """Train up to this many environment steps instead of the run's own total."""
+    device: str = ""
+    """Where the networks live from now on, if not where they did."""
 
 
 def _resume(arguments: list[str]) -> int:
     options = tyro.cli(Resume, args=arguments, prog="shoal train")
     run = experiment.open_run(options.resume)
+    if options.device:
+        run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, device=options.device))
+    if options.total_steps is None and experiment.finished(run, options.resume):
+        print(f"{options.resume} has reached its end, {run.settings.total_steps:,} steps; train on with --total-steps")
+        return 0
     if options.total_steps is not None:
         # intervals that were derived from the total stay what they were: the run must go on as it began
         before = run.settings
@@ -236,10 +274,10 @@ def _resume(arguments: list[str]) -> int:
 
 def _report(finished: bool, directory: Path) -> int:
     if finished:
-        print(f"trained: {directory}   curves: {directory / 'curves.png'}")
-        print(f"next:    shoal eval {directory}   or   shoal watch {directory} --out film.gif")
+        say(f"trained: {directory}   curves: {directory / 'curves.png'}")
+        say(f"next:    shoal eval {directory}   or   shoal watch {directory} --out film.gif")
         return 0
-    print(f"stopped and saved; continue with: shoal train --resume {directory}")
+    say(f"stopped and saved; continue with: shoal train --resume {directory}")
     return 130
 
 
@@ -270,6 +308,7 @@ def _eval(arguments: list[str]) -> int:
     from shoal.evaluate import UNITS, WORDS, evaluate, how
 
     options = tyro.cli(Eval, args=arguments, prog="shoal eval")
+    _at_least(episodes=(options.episodes, 1), seed=(options.seed, 0))
     run = experiment.open_run(options.directory)
     env = experiment.evaluation_env(experiment.environment_of(run), options.episodes)
     policy = experiment.team(options.directory, env.spec, options.checkpoint, options.opponents)
@@ -305,6 +344,13 @@ def _eval(arguments: list[str]) -> int:
     return 0
 
 
+def _at_least(**options: tuple[int, int]) -> None:
+    """Refuse options below their least."""
+    for name, (value, least) in options.items():
+        if value < least:
+            raise ShoalError(f"--{name} must be at least {least}, not {value}")
+
+
 @dataclass(frozen=True)
 class Watch:
     """A film of greedy episodes of a trained run."""
@@ -323,6 +369,8 @@ class Watch:
     """Seed of the episodes' starts."""
     fps: int = 10
     """Frames a second."""
+    max_frames: int = 1000
+    """The film ends after these, whatever the episodes."""
     checkpoint: Literal["best", "last"] = "best"
     """The best evaluation's policy, or the newest."""
 
@@ -332,10 +380,13 @@ def _watch(arguments: list[str]) -> int:
 
     options = tyro.cli(Watch, args=arguments, prog="shoal watch")
     film.check_name(options.out)
+    _at_least(episodes=(options.episodes, 1), envs=(options.envs, 1), seed=(options.seed, 0), fps=(options.fps, 1))
+    if options.fps > 100:
+        raise ShoalError(f"--fps must be at most 100, not {options.fps}: a GIF counts in hundredths of a second")
     run = experiment.open_run(options.directory)
     env = experiment.environment_of(run).make(options.envs, render=True)
     policy = experiment.team(options.directory, env.spec, options.checkpoint, options.opponents)
-    film.write(options.out, film.frames(policy, env, options.episodes, options.seed), options.fps)
+    film.write(options.out, film.frames(policy, env, options.episodes, options.seed, options.max_frames), options.fps)
     env.close()
     print(f"wrote {options.out}")
     return 0

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal import roll, tree
+from shoal.jit import jit
 from shoal.replay import allocate
 from shoal.types import Batch, Compiled, Groups, Playable, Policy, Stateful, Step, Tree, VecEnv, View
 
@@ -54,7 +54,7 @@ class Episodes:
         return (found, lengths.squeeze(1).long()) if count else None
 
 
-@njit(cache=True)
+@jit()
 def _episodes(reward: Any, ended: NDArray[np.bool_], total: Any, found: Any) -> None:
     """Adds `[time, env, agent]` to `total`, which goes to the next row of `found` and begins anew where one ended."""
     row = 0

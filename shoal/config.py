@@ -134,7 +134,32 @@ def from_dict(kind: type[T], data: dict[str, Any]) -> T:
         if key not in known:
             raise ShoalError(f"{kind.__module__}.{kind.__name__} has no setting {key!r}; {nearest(key, known)}")
     hints = typing.get_type_hints(kind)
-    return kind(**{key: _restore(hints[key], value) for key, value in data.items()})
+    restored = {key: _restore(hints[key], value) for key, value in data.items()}
+    for key, value in restored.items():
+        if not _is(hints[key], value):
+            hint = hints[key]
+            wanted = hint.__name__ if isinstance(hint, type) else hint
+            raise ShoalError(f"{key} must be {wanted}, not {value!r}")
+    return kind(**restored)
+
+
+def _is(hint: Any, value: Any) -> bool:
+    """Whether a value can be what a setting's annotation says."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(one, value) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin is tuple and isinstance(value, tuple):
+        pairs = [(inner[0], v) for v in value] if inner[1:] == (...,) else list(zip(inner, value, strict=False))
+        return (inner[1:] == (...,) or len(inner) == len(value)) and all(_is(one, v) for one, v in pairs)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, int | float)
+    if isinstance(origin, type) or isinstance(hint, type):
+        return isinstance(value, origin or hint)
+    return True
 
 
 def merge(settings: T, data: dict[str, Any]) -> T:

@@ -135,33 +135,35 @@ def evaluate(
         raise ShoalError(f"episodes must be at least 1, not {episodes}")
     before = tree.map(torch.clone, env.state_dict()) if isinstance(env, Stateful) else None
     own = policy.state_dict() if sampled and isinstance(policy, Stateful) else None  # sampling counts steps, and draws
-    quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
-    view, start = env.reset(seed), policy.initial_memory(env.num_envs)
-    memory = {name: tensor.clone() for name, tensor in start.items()}
-    running = Episodes(env)
-    returns: dict[str, list[Array]] = {name: [] for name in env.spec.groups}
-    lengths: list[int] = []
-    while any(quota):
-        actions, memory = policy.act(view, memory, explore=sampled)
-        step = env.step(actions)
-        view = step.view
-        if finished := running.add(step):
-            where, sums, steps = finished
-            for name in memory:
-                memory[name][step.ended] = start[name][step.ended]
-            for row, i in enumerate(where.tolist()):
-                if not quota[i]:
-                    continue
-                quota[i] -= 1
-                lengths.append(int(steps[row]))
-                for name in returns:
-                    returns[name].append(sums[name][row].numpy().astype(np.float64))
-        if int(running.lengths.max()) > max_steps:
-            raise ShoalError(f"an episode has not ended after {max_steps} steps; give the environment a time limit")
-    if before is not None and isinstance(env, Stateful):
-        env.load_state_dict(before)
-    if own is not None and isinstance(policy, Stateful):
-        policy.load_state_dict(own)
+    try:
+        quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
+        view, start = env.reset(seed), policy.initial_memory(env.num_envs)
+        memory = {name: tensor.clone() for name, tensor in start.items()}
+        running = Episodes(env)
+        returns: dict[str, list[Array]] = {name: [] for name in env.spec.groups}
+        lengths: list[int] = []
+        while any(quota):
+            actions, memory = policy.act(view, memory, explore=sampled)
+            step = env.step(actions)
+            view = step.view
+            if finished := running.add(step):
+                where, sums, steps = finished
+                for name in memory:
+                    memory[name][step.ended] = start[name][step.ended]
+                for row, i in enumerate(where.tolist()):
+                    if not quota[i]:
+                        continue
+                    quota[i] -= 1
+                    lengths.append(int(steps[row]))
+                    for name in returns:
+                        returns[name].append(sums[name][row].numpy().astype(np.float64))
+            if int(running.lengths.max()) > max_steps:
+                raise ShoalError(f"an episode has not ended after {max_steps} steps; give the environment a time limit")
+    finally:
+        if before is not None and isinstance(env, Stateful):
+            env.load_state_dict(before)
+        if own is not None and isinstance(policy, Stateful):
+            policy.load_state_dict(own)
     if not all(np.isfinite(rows).all() for rows in returns.values()):
         raise ShoalError("an episode's return is NaN or infinite: look at the environment's rewards")
     agents = {name: group.agents for name, group in env.spec.groups.items()}

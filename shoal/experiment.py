@@ -22,6 +22,7 @@ from shoal.config import Run, Settings
 from shoal.envs.check import Problem, problems
 from shoal.envs.common.serial import SerialEnvs
 from shoal.evaluate import evaluate
+from shoal.locks import locked
 from shoal.log import ABSOLUTE, Display, Log, read_absolute, read_evaluations, read_metrics, replace
 from shoal.teams.curriculum import Course
 from shoal.teams.exploitability import diagnose
@@ -78,8 +79,10 @@ def learner(run: Run, spec: EnvSpec) -> Algorithm:
 
 
 def load_policy(directory: Path, which: str, spec: EnvSpec) -> Algorithm:
-    """The trained policy of a run, for environments like the one it was trained in."""
+    """The trained policy of a run, for environments like the one it was trained in; where it trained, or on the CPU."""
     run = open_run(directory)
+    if not registry.has_device(run.settings.device):
+        run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, device="cpu"))
     algorithm = build(run, spec)
     checkpoint.restore(
         algorithm, checkpoint.load(directory / CHECKPOINTS, which)["algorithm"], f"what {directory} learned"
@@ -255,32 +258,49 @@ def finished(run: Run, directory: Path) -> bool:
 def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
     """Train `run` in `directory`, from its last checkpoint if `resume`. Returns whether it reached its end.
 
-    Ctrl-C (or SIGTERM) ends the current rollout, saves, and returns; a second one stops at once.
+    Ctrl-C (or SIGTERM, or a closed terminal) ends the current rollout, saves, and returns; a second one stops at once.
 
     Raises:
         ShoalError: the directory holds a run already (without `resume`), or cannot be resumed.
         Diverged: a loss became NaN or infinite; the last checkpoint is intact.
     """
+    new = not directory.exists()
+    with locked(directory, patience=0.0):
+        try:
+            return _start(run, directory, resume)
+        except (ShoalError, KeyboardInterrupt):
+            if new and not read_metrics(directory) and not (directory / CHECKPOINTS).exists():
+                shutil.rmtree(directory)  # before anything was played: the same command, mended, shall find no run
+            raise
+
+
+def _start(run: Run, directory: Path, resume: bool) -> bool:
+    done = checkpoint.step(directory / CHECKPOINTS)
     if not resume and (directory / config.FILE).exists():
-        saved = (directory / CHECKPOINTS / "last").exists()
-        what = f"continue it with --resume {directory}" if saved else "it saved nothing, so remove the directory"
-        raise ShoalError(f"{directory} holds a run already: {what}, or choose another --out")
-    trained = resume and checkpoint.step(directory / CHECKPOINTS) >= run.settings.total_steps
-    if trained and not finished(run, directory):  # it was stopped just before its end
-        absolute(run, directory)
+        if done:
+            raise ShoalError(
+                f"{directory} holds a run already: continue it with --resume {directory}, or choose another --out"
+            )
+        if _told(open_run(directory)) != _told(run):
+            raise ShoalError(
+                f"{directory} holds a run already, of other settings, that saved nothing: remove the directory, or "
+                "choose another --out"
+            )
+    if resume and done >= run.settings.total_steps:
+        if finished(run, directory) or run.settings.total_steps < open_run(directory).settings.total_steps:
+            raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
+        absolute(run, directory)  # it was stopped just before its end
         return True
     environment = environment_of(run)
     warnings = _checked(environment)
-    state = checkpoint.load(directory / CHECKPOINTS) if resume else None
-    done = state["env_steps"] if state else 0
-    if done >= run.settings.total_steps:
-        raise ShoalError(f"{directory} has already trained {done:,} steps; ask for more with --total-steps")
+    state = (
+        checkpoint.load(directory / CHECKPOINTS) if resume and done else None
+    )  # stopped before it saved: from its start
     full = _make(environment, run.settings.num_envs, run.settings)
     env, algorithm, course = against(full, run), build(run, full.spec), course_of(run)
     if course and state:
         course.curriculum.load_state_dict(state["curriculum"])
     first = course.begin(algorithm) if course else algorithm
-    new, refused = not directory.exists(), False
     run.save(directory)
     trial = Trial(
         run=run,
@@ -288,7 +308,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         algorithm=algorithm,
         log=Log(
             directory,
-            done,
+            done if state else 0,
             tensorboard=run.settings.tensorboard,
             wandb=run.settings.wandb,
             config=dataclasses.asdict(run),
@@ -308,19 +328,20 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
         if reached and run.settings.absolute_episodes:
             absolute(run, directory)
         return reached
-    except ShoalError:
-        refused = new and not read_metrics(directory) and not (directory / CHECKPOINTS).exists()
-        raise
     finally:
         trial.log.close()
         env.close()
         if course:
             course.close()
         trial.evaluation_env.close()
-        if refused:  # before anything was played: the same command, mended, shall find no run there
-            shutil.rmtree(directory)
-        elif read_evaluations(directory):
+        if read_evaluations(directory):
             plot.curves(directory, f"{run.algorithm} on {run.env}, seed {run.settings.seed}")
+
+
+def _told(run: Run) -> str:
+    """What was asked for, wherever it is written to."""
+    settings = dataclasses.replace(run.settings, out="")
+    return json.dumps(dataclasses.asdict(dataclasses.replace(run, settings=settings, versions={})))
 
 
 def _checked(environment: registry.Environment) -> list[Problem]:
@@ -342,8 +363,8 @@ def _loop(trial: Trial, algorithm: Algorithm, env: VecEnv, state: Tree | None) -
     log_every = settings.log_every or max(settings.total_steps // 200, 1)
     done = 0
     with _interruptible() as interrupted:
-        trial.display.begin(state["env_steps"] if state else 0)
         try:
+            trial.display.begin(state["env_steps"] if state else 0)
             steps, seed, threads = settings.total_steps, settings.seed, settings.threads
             for progress in train(algorithm, env, steps, seed=seed, threads=threads, state=state):
                 if not done:
@@ -377,7 +398,7 @@ def _loop(trial: Trial, algorithm: Algorithm, env: VecEnv, state: Tree | None) -
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """A list that holds the signal once Ctrl-C or SIGTERM came; a second one acts as usual."""
+    """A list that holds the signal once Ctrl-C, SIGTERM or SIGHUP came; a second one acts as usual."""
     received: list[int] = []
     before: dict[int, Any] = {}
 
@@ -387,8 +408,9 @@ def _interruptible() -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
     with contextlib.suppress(ValueError):  # not in the main thread: no handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                before[number] = signal.signal(number, handle)
     try:
         yield received
     finally:

@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw
 from shoal.types import Groups, Policy, Renderable, ShoalError, Step, VecEnv
 
 Frame = NDArray[np.uint8]
+COLOURS = 256
+"""Of a GIF, at most."""
 
 
 def frames(policy: Policy, env: VecEnv, episodes: int = 4, seed: int = 0, max_frames: int = 1000) -> Iterator[Frame]:
@@ -104,6 +106,21 @@ def check_name(path: Path) -> None:
         raise ShoalError("MP4 needs the extra: pip install 'shoal[mp4]' (a .gif needs nothing)")
 
 
+def _palette(images: list[Frame]) -> Image.Image:
+    """One for all frames, since colours flicker with one each: every colour there is, or where there are too many the
+    most frequent of 32 frames."""
+    found: set[Any] = set()
+    for image in images:
+        colours = Image.fromarray(image).getcolors(COLOURS)
+        found |= {colour for _, colour in colours or []}
+        if colours is None or len(found) > COLOURS:
+            sample = np.concatenate(images[:: max(len(images) // 32, 1)])
+            return Image.fromarray(sample).quantize(COLOURS, dither=Image.Dither.NONE)
+    exact = Image.new("P", (1, 1))
+    exact.putpalette([value for colour in sorted(found) for value in colour])
+    return exact
+
+
 def write(path: Path, pictures: Iterator[Frame], fps: int = 10) -> Path:
     """A .gif, or a .mp4 (extra: mp4).
 
@@ -116,11 +133,9 @@ def write(path: Path, pictures: Iterator[Frame], fps: int = 10) -> Path:
         raise ShoalError("there is nothing to show: no episode was played")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".gif":
-        # one palette for all frames, from eight of them: with one each, colours flicker
-        sample = np.concatenate(images[:: max(len(images) // 8, 1)])
-        first = Image.fromarray(sample).quantize(64, dither=Image.Dither.NONE)
-        palette = [Image.fromarray(i).quantize(64, palette=first, dither=Image.Dither.NONE) for i in images]
-        palette[0].save(path, save_all=True, append_images=palette[1:], duration=1000 // fps, loop=0)
+        first = _palette(images)
+        drawn = [Image.fromarray(i).quantize(COLOURS, palette=first, dither=Image.Dither.NONE) for i in images]
+        drawn[0].save(path, save_all=True, append_images=drawn[1:], duration=1000 // fps, loop=0)
         return path
     import imageio.v2
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +35,7 @@ def jit(*modules: ModuleType, **options: Any) -> Callable[[Callable[..., None]],
 
     def wrap(function: Callable[..., None]) -> Callable[..., None]:
         _name(function, modules)
-        kept: Callable[..., None] = njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        kept: Callable[..., None] = _kept(njit, function, nogil=True, error_model="numpy", **options)
         return kept
 
     return wrap
@@ -45,7 +47,25 @@ def c_function(function: Callable[..., None], signature: str, *modules: ModuleTy
     Compiled when this is called. It exists as long as what is returned.
     """
     _name(function, modules)
-    return cfunc(signature, cache=True, error_model="numpy", **options)(function)
+    return _kept(functools.partial(cfunc, signature), function, error_model="numpy", **options)
+
+
+def _kept(compiler: Callable[..., Any], function: Callable[..., None], **options: Any) -> Any:
+    """Compiled, and kept on disk where anything can be written."""
+    try:
+        return compiler(cache=True, **options)(function)
+    except RuntimeError:  # numba found no place
+        _warn()
+        return compiler(**options)(function)
+
+
+@functools.cache
+def _warn() -> None:
+    print(
+        "shoal: what is compiled cannot be kept, as nothing can be written beside the package nor in a home directory, "
+        "so every start takes a minute longer: set NUMBA_CACHE_DIR to a directory that can be written to",
+        file=sys.stderr,
+    )
 
 
 def _name(function: Callable[..., None], modules: tuple[ModuleType, ...]) -> None:

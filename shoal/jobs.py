@@ -23,13 +23,12 @@ from typing import IO, Any, Literal
 
 from shoal import checkpoint, config, experiment
 from shoal.config import Run
+from shoal.locks import POLL
 from shoal.log import read_evaluations
 from shoal.stats.runs import differing, flat
 from shoal.types import ShoalError
 
 OUTPUT = "output.txt"
-LOCK = ".lock"
-POLL = 0.2  # seconds
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 INTERRUPTED = 130
 State = Literal["new", "started", "finished"]
@@ -142,32 +141,6 @@ def _ending_with_parent() -> Callable[[], Any] | None:
     return functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def locked(directory: Path, patience: float = 60.0) -> Iterator[int]:
-    """Nobody else works in `directory`; the descriptor that holds the lock (-1 where the system has none).
-
-    Raises:
-        ShoalError: somebody else still does after `patience` seconds.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:
-        yield -1
-        return
-    with (directory / LOCK).open("w") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise ShoalError(f"another process still works in {directory}") from None
-                time.sleep(POLL)
-        yield file.fileno()
-
-
 def run_all(
     jobs: Iterable[Job],
     parallel: int,
@@ -181,7 +154,7 @@ def run_all(
     Args:
         jobs: may be a generator that looks at what has ended.
         parallel: processes at a time.
-        lock: of `locked`.
+        lock: of `locks.locked`.
         watch: called several times a second with those that run; may `stop` them.
         ended: called with each that has ended, and its exit status (`INTERRUPTED`: stopped; it saved what it had).
 

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from shoal.types import Metrics, ShoalError
 
 METRICS, EVALUATIONS, ABSOLUTE = "metrics.csv", "evaluations.jsonl", "absolute.json"
 FIRST = ["env_steps", "seconds"]
+KEPT = {*FIRST, "agent_return", "team_return", "group_return"}
+"""What every evaluation has."""
 
 
 class Log:
@@ -122,7 +125,7 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     path = directory / METRICS
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", errors="replace") as file:
         rows = []
         for row in csv.DictReader(file):
             try:
@@ -133,14 +136,16 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
 
 
 def read_evaluations(directory: Path) -> list[dict[str, Any]]:
-    """Lines of evaluations.jsonl; a last line cut off by a crash is skipped."""
+    """Lines of evaluations.jsonl; those that are none, such as a last one cut off by a crash, are skipped."""
     path = directory / EVALUATIONS
     found = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
-            found.append(json.loads(line))
+            evaluation = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(evaluation, dict) and evaluation.keys() >= KEPT:
+            found.append(evaluation)
     return found
 
 
@@ -164,6 +169,26 @@ def replace(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+class _Console(Console):
+    """One whose reader may go away (`shoal train ... | head`): training goes on."""
+
+    def on_broken_pipe(self) -> None:
+        _talk_to_nobody()
+
+
+def say(text: str) -> None:
+    """A line to whoever still reads."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _talk_to_nobody()
+
+
+def _talk_to_nobody() -> None:
+    """What is printed from here on goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Display:
     """Live progress on a terminal, plain lines elsewhere."""
 
@@ -171,15 +196,13 @@ class Display:
         self.title, self.total_steps = title, total_steps
         self.note = ""
         """What is going on, shown beside the numbers."""
-        self.console = Console()
+        self.console = _Console()
         self.start_steps: int | None = None
         self.started = self.drawn = time.perf_counter()
         self.metrics: Metrics = {}
         self.learning = False
         self.evaluations: list[tuple[int, float]] = []
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        if self.live:
-            self.live.start()
 
     def update(self, env_steps: int) -> None:
         """Redraw, at most five times a second; cheap to call after every rollout."""
@@ -230,7 +253,9 @@ class Display:
         return rate, left / rate if rate > 0 else float("inf")
 
     def begin(self, env_steps: int) -> None:
-        """Rates count from here."""
+        """Rates count from here; on a terminal, progress is drawn."""
+        if self.live:
+            self.live.start()
         self.start_steps, self.started = env_steps, time.perf_counter()
 
     def _line(self, env_steps: int) -> str:

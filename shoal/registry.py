@@ -33,6 +33,9 @@ def algorithms() -> dict[str, Preset]:
 
 def algorithm(name: str) -> Preset:
     """The algorithm `name`; or `package.module:name`, `file.py:name`, where the module has `PRESETS` too."""
+    if name.endswith(".py"):
+        known = getattr(_module(name), "PRESETS", {})
+        raise ShoalError(f"name the algorithm, {name}:NAME; its PRESETS are {', '.join(known) or 'none'}")
     place, _, preset = name.rpartition(":")
     known = getattr(_module(place), "PRESETS", {}) if place else algorithms()
     if preset not in known:
@@ -57,6 +60,15 @@ def check_device(name: str) -> str:
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise ShoalError(f"the device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
+
+
+def has_device(name: str) -> bool:
+    """Whether networks can live there."""
+    try:
+        check_device(name)
+    except ShoalError:
+        return False
+    return True
 
 
 NO_SUITES = {"check", "common"}
@@ -276,12 +288,13 @@ def _module(place: str) -> ModuleType:
 
 
 def _listed(place: str) -> str:
-    """The functions of a file, in words."""
+    """What a file defines that could make an environment, in words."""
     return "it has " + (", ".join(_callables(_module(place))) or "none")
 
 
 def _callables(module: ModuleType) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    own = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
+    return [name for name, value in own.items() if getattr(value, "__module__", None) == module.__name__]
 
 
 def _everything() -> list[str]:

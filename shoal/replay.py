@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -305,7 +304,7 @@ def _gather(columns: Slots, where: Slots) -> None:
             move(columns[k, 1] + i * columns[k, 2], columns[k, 0] + where[i] * columns[k, 2], columns[k, 2])
 
 
-@njit(cache=True)
+@jit()
 def _set(sums: Numbers, leaves: int, slots: Slots, values: Numbers) -> None:
     for i in range(len(slots)):
         node = leaves + slots[i]
@@ -316,7 +315,7 @@ def _set(sums: Numbers, leaves: int, slots: Slots, values: Numbers) -> None:
             node //= 2
 
 
-@njit(cache=True)
+@jit()
 def _descend(sums: Numbers, leaves: int, shares: Numbers, slots: Slots) -> None:
     for i in range(len(shares)):
         left, node = shares[i] * sums[1], 1

@@ -17,6 +17,8 @@ from shoal.collect import LocalCollector
 from shoal.types import Algorithm, Metrics, Scalable, ShoalError, Tree, VecEnv
 
 FOLD_EVERY = 500  # updates
+MEMBERS = ("spec", "initial_memory", "act", "experience", "update", "state_dict", "load_state_dict")
+"""Of every `Algorithm`."""
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 
 
@@ -80,7 +82,7 @@ class Progress:
         """Keep an update's metrics for `drain`; every few hundred are folded into sums, and must be finite."""
         self.updates += 1
         for name, value in metrics.items():
-            self._metrics.setdefault(name, []).append(value)
+            self._metrics.setdefault(name, []).append(torch.as_tensor(value))  # numbers of one's own will do
         if self.updates % FOLD_EVERY == 0:
             self._fold()
 
@@ -101,8 +103,8 @@ class Progress:
             worst = torch.stack(values).sum()
             if not torch.isfinite(worst):
                 raise Diverged(
-                    f"{name} became {float(worst)} before step {self.env_steps:,}: the run stopped, its last "
-                    "checkpoint is intact. A smaller --lr or --max-grad-norm usually helps; look for huge rewards too"
+                    f"{name} became {float(worst)} before step {self.env_steps:,}: the run stopped; what it "
+                    "had saved is intact. A smaller --lr or --max-grad-norm usually helps; look for huge rewards too"
                 )
 
     def drain(self) -> Metrics:
@@ -184,8 +186,8 @@ def carry_over(source: Algorithm, to: Algorithm) -> None:
     if source.spec != to.spec:
         if not isinstance(source, Scalable):
             raise ShoalError(
-                f"a {type(source).__name__} cannot go on with more or fewer agents: use one of the families of PPO or "
-                "value decomposition, by itself"
+                f"a {type(source).__name__} cannot go on with more or fewer agents: use one of the families of PPO, "
+                "PQN or value decomposition (not within feudal or a league)"
             )
         if changes := source.tied():
             raise ShoalError(f"weights that fit any number of agents need other settings: set {', '.join(changes)}")
@@ -221,7 +223,12 @@ def train(
         threads: CPU threads PyTorch uses from here on. Small networks are faster with 1, and on a busy machine many
             times so; 0 leaves the number as it is.
         state: of an earlier `Progress.state_dict()`, to continue from there.
+
+    Raises:
+        ShoalError: `algorithm` lacks something that all have.
     """
+    if missing := [name for name in MEMBERS if not hasattr(algorithm, name)]:
+        raise ShoalError(f"a {type(algorithm).__name__} is not an Algorithm yet: it has no {', '.join(missing)}")
     if threads:
         torch.set_num_threads(threads)
     # Adam's moments of silent units decay into denormal numbers, with which arithmetic is ten times slower

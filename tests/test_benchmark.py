@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal import cli, config, jobs, sweep
+from shoal import cli, config, jobs, locks, sweep
 from shoal.commands import benchmark
 from shoal.commands.sweep import Search
 from shoal.stats.published import Figure, figures, lookup
@@ -67,7 +67,7 @@ def test_a_killed_benchmark_ends_with_the_same_table(tmp_path: Path, monkeypatch
         time.sleep(0.02)
     process.kill()  # nobody can tell the children: the system does
     process.wait()
-    with jobs.locked(killed):  # until they have saved
+    with locks.locked(killed):  # until they have saved
         states = [job.state for job in benchmark.plan(TINY, killed)]
     assert set(states) <= {"started", "finished"}
     (places[1] / "checkpoint" / "last").unlink()  # and one that had not saved anything yet
@@ -96,7 +96,7 @@ def test_an_interrupted_benchmark_saves(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "every run has saved" in output
-    with jobs.locked(tmp_path, patience=0.0):  # nobody is left
+    with locks.locked(tmp_path, patience=0.0):  # nobody is left
         pass
 
 
@@ -130,7 +130,7 @@ def test_a_directory_with_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_benchmarks_do_not_share_a_directory(tmp_path: Path) -> None:
-    with jobs.locked(tmp_path), pytest.raises(ShoalError, match="still works"), jobs.locked(tmp_path, patience=0.0):
+    with locks.locked(tmp_path), pytest.raises(ShoalError, match="still works"), locks.locked(tmp_path, patience=0.0):
         pass
 
 

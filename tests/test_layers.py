@@ -29,6 +29,7 @@ LAYERS = [
         "train",
         "evaluate",
         "checkpoint",
+        "locks",
         "log",
         "plot",
         "film",

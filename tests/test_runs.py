@@ -345,8 +345,11 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: Any) -> None:
     directory = run_directory(tmp_path)
     assert shoal_train("maddpg", "tutorial/drift", "--out", str(directory)) == 2
     assert f"--resume {directory}" in capsys.readouterr().err
-    assert cli.main(["train", "--resume", str(directory)]) == 2
-    assert "already trained 300 steps" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", str(directory)]) == 0  # for loops that resume until it is done
+    assert "has reached its end, 300 steps" in capsys.readouterr().out
+    for steps in ("300", "200"):
+        assert cli.main(["train", "--resume", str(directory), "--total-steps", steps]) == 2
+        assert "already trained 300 steps" in capsys.readouterr().err
 
 
 def test_help_and_list(capsys: Any) -> None:

@@ -198,11 +198,11 @@ class DDPG:
             next_q = self.target_critics[name](next_joint[name]).squeeze(-1).amin(0)
             target = td_target(agents.reward, agents.terminated, next_q, self.config.gamma)
             q, pullback = self.critics[name].linearize(joint[name])
-            error = q.squeeze(-1) - target  # [critics, batch, agent]
-            weighted = error * mean_weights(agents.present)
+            error, weights = q.squeeze(-1) - target, mean_weights(agents.present)  # [critics, batch, agent]
+            weighted = error * weights
             pullback.weights(2 * weighted.unsqueeze(-1))
             losses.append((weighted * error).sum())
-            values.append(q.mean())
+            values.append((q.squeeze(-1).mean(0) * weights).sum())
         norm = self.critic_optimizer.step()
         return {"critic_loss": sum(losses[1:], losses[0]), "q": torch.stack(values).mean(), "critic_grad_norm": norm}
 

@@ -106,7 +106,7 @@ class Hierarchy:
         groups, managers = {}, {}
         for (name, g), m in zip(spec.groups.items(), members, strict=True):
             parts = (*g.parts, Part(SELF, size)) if g.parts else ()
-            groups[name] = dataclasses.replace(g, obs_shape=(g.obs_size + size,), image=False, parts=parts)
+            groups[name] = dataclasses.replace(g, obs_shape=(g.obs_size + size,), parts=parts)
             managers[name + MANAGER] = GroupSpec(g.agents, (seen + m + size + 1,), self.space, masked=bool(self.bins))
         goals = size * spec.num_agents
         seen_by_workers, by_managers = ((spec.state_size + n if spec.state_size else 0) for n in (goals, goals + 1))
@@ -365,6 +365,8 @@ def _check(spec: EnvSpec, config: Config) -> None:
     if config.k < 1 or config.teams < 1 or not config.goal_columns or config.goal_bins in (1,) or config.goal_bins < 0:
         raise ShoalError("k and teams must be at least 1, goal_columns name a column, and goal_bins be 0 or at least 2")
     for name, group in spec.groups.items():
+        if group.image:
+            raise ShoalError(f"goals are about columns of what agents observe, and {name} observes pictures")
         if group.num_agents % config.teams:
             raise ShoalError(f"{group.num_agents} agents of {name} do not divide into {config.teams} teams")
         if not all(0 <= column < group.obs_size for column in config.goal_columns):

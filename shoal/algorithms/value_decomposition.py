@@ -58,7 +58,7 @@ class Config(QConfig):
     sequence: int = 0
     """Steps of a sequence that are learned from; 0: 1 without memory, 25 with."""
     burn_in: int = 0
-    """Steps before those, which only bring the memory up to date."""
+    """Steps before those, which only bring the memory up to date; without memory, none."""
     buffer_size: int = 100_000
     """Transitions kept in the replay."""
     update_every: int = 0
@@ -82,6 +82,7 @@ class ValueDecomposition(QAgents):
         super().__init__(spec, config, seed=seed, device=device, reads_state=reads_state)
         self.updates = 0
         self.length = config.sequence or (25 if config.net.memory else 1)
+        self.burn_in = config.burn_in if config.net.memory else 0
         self.joint = self._joint()
         learned = self.nets, self.eyes, self.mixer, self.joint
         followers = self.target_nets, self.target_eyes, self.target_mixer, self.target_joint = copy.deepcopy(learned)
@@ -115,7 +116,7 @@ class ValueDecomposition(QAgents):
             update_every=config.update_every or 4 * self.length,
             warmup=config.warmup,
             generator=torch.Generator().manual_seed(self.seed),
-            length=config.burn_in + self.length + config.n_step - 1,
+            length=self.burn_in + self.length + config.n_step - 1,
             with_state=self.reads_state,
             with_hears=config.net.comm != "none",
             memory=config.net.memory,
@@ -130,12 +131,12 @@ class ValueDecomposition(QAgents):
         self.optimizer.lr = self.lr
         batch = self.shared(tree.to(batch, self.device))
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
-        batch = tree.index(batch, slice(self.config.burn_in, None)) if self.config.burn_in else batch
+        batch = tree.index(batch, slice(self.burn_in, None)) if self.burn_in else batch
         pieces = self.cut((batch, tree.map(lambda memory: memory.unsqueeze(0), start)), batch.ended)
         found = self.crew.map(lambda piece: self._values(piece[0], *tree.index(piece[1], 0)), pieces)
         target = tree.join([target for _, target, _ in found], 1)
         present = tree.join([present for _, _, present in found], 1)
-        weights = mean_weights(present)
+        weights = means = mean_weights(present)
         if self.config.normalise:
             self.norm.update(target, weights)
         if self.config.priority and self.replay is not None:
@@ -157,7 +158,7 @@ class ValueDecomposition(QAgents):
         values = tree.join([piece[0][0].detach() for piece in found], 1)
         return {
             "loss": torch.stack([loss for _, loss, _ in results]).sum(),
-            "q": self.norm.restore(values).mean(),
+            "q": (self.norm.restore(values) * means).sum(),
             "grad_norm": norm,
         }
 
@@ -175,9 +176,9 @@ class ValueDecomposition(QAgents):
     @torch.no_grad()
     def _warm(self, nets: dict[str, AgentNet], batch: Batch) -> Groups:
         """The memory `[batch, agent, width]` with which learning starts: the stored one, after the burn-in."""
-        steps = self.config.burn_in
+        steps = self.burn_in
         memory = {name: agents.memory[0] for name, agents in batch.groups.items()}
-        if not steps or not self.config.net.memory:
+        if not steps:
             return memory
         ended = batch.ended[:steps]
         for name, agents in batch.groups.items():

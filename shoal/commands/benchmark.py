@@ -20,7 +20,8 @@ from shoal import experiment, log, registry
 from shoal.cli import parse_run
 from shoal.config import Run, slug
 from shoal.evaluate import evaluate
-from shoal.jobs import INTERRUPTED, OUTPUT, Job, Process, last_words, locked, run_all
+from shoal.jobs import INTERRUPTED, OUTPUT, Job, Process, last_words, run_all
+from shoal.locks import locked
 from shoal.log import clock
 from shoal.stats import report, runs
 from shoal.stats.published import lookup

@@ -14,7 +14,8 @@ import tyro
 from shoal import config, log, registry
 from shoal.cli import parse_run
 from shoal.config import slug
-from shoal.jobs import INTERRUPTED, Job, Process, last_words, locked, run_all
+from shoal.jobs import INTERRUPTED, Job, Process, last_words, run_all
+from shoal.locks import locked
 from shoal.log import read_evaluations
 from shoal.stats import runs
 from shoal.sweep import Dimension, Grid, Method, Sampler, Trial, best, hopeless, read_trials, sampler
@@ -162,8 +163,10 @@ class Search:
     def _ended(self, job: Job, status: int) -> None:
         number, curve = _number(job), self._curve(job)
         pruned = number in self.pruned and status == INTERRUPTED
-        if status == INTERRUPTED and not pruned:
-            return  # it goes on another time
+        if status < 0 and not pruned:
+            print(f"  trial {number} was killed (signal {-status}): the same command again goes on with it", flush=True)
+        if (status == INTERRUPTED or status < 0) and not pruned:
+            return
         state: Any = "pruned" if pruned else "finished" if status == 0 else "failed"
         trial = Trial(number, self.trials[number].params, state, curve[-1][1] if curve else None, curve)
         trial.save(self.out)

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
+from shoal.jit import jit
 from shoal.types import Box, EnvSpec, Groups, GroupSpec, ShoalError, Step, Tree, View
 
 RewardMode = Literal["individual", "cooperative", "competitive"]
@@ -123,7 +123,7 @@ class Drift:
         pass
 
 
-@njit(cache=True)
+@jit()
 def _step(random, states, actions, reward):  # type: ignore[no-untyped-def]
     """The dynamics of the tutorial's test script, and each agent's own reward."""
     for e in range(states.shape[0]):

@@ -41,7 +41,7 @@ def check(policy: Algorithm, env: VecEnv, folder: Path, groups: Tree) -> Tree:
     everybody = [(player, _sessions(player, folder, groups)) for player in players(policy)]
     compared: dict[str, list[Any]] = {name: [0, 0.0] for _, sessions in everybody for name in sessions}
     for player, sessions in everybody:
-        for count in (max(min(LARGEST // _size(player), ENVS * STEPS), 1), 1):  # one is a batch too
+        for count in (max(min(LARGEST // max(_size(player), 1), ENVS * STEPS), 1), 1):  # one is a batch too
             _compare(player, sessions, *_random_view(player, count, generator), compared)
     view, memory = env.reset(0), policy.initial_memory(env.num_envs)
     start = {name: rows.clone() for name, rows in memory.items()}

@@ -60,7 +60,8 @@ class RunResult:
     def task(self) -> str:
         """Environment, its arguments and the opponents: returns of different tasks are never in one mean."""
         extra = [f"{key}={_text(value)}" for key, value in sorted(self.env_args.items())]
-        extra += [f"against {opponent}" for opponent in self.settings.get("opponents", ())]
+        here = f"={Path.cwd()}/"  # directories are kept with their whole path
+        extra += [f"against {opponent.replace(here, '=')}" for opponent in self.settings.get("opponents", ())]
         return self.env + (f" ({', '.join(extra)})" if extra else "")
 
     @property

@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.extending import overload
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from shoal import pointers, roll
 from shoal.envs.common import pcg64
 from shoal.envs.mpe import world
 from shoal.envs.mpe.world import World, distance
-from shoal.jit import compiled, version
+from shoal.jit import compiled, jit, version
 from shoal.roll import begin, finish
 from shoal.types import ShoalError
 
@@ -231,4 +230,4 @@ def _kernel(scenario: str, version: str) -> Callable[..., None]:
             finish(roll, lo, hi, t)
 
     advance.__qualname__ += f".{scenario}"
-    return njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(advance)  # type: ignore[no-any-return]
+    return jit(_nrt=False)(advance)

@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from shoal.envs.common import pcg64
 from shoal.envs.common.kernel_env import compiled_kernel
-from shoal.jit import compiled
+from shoal.jit import compiled, jit
 from shoal.roll import begin, finish
 
 NOOP, FORWARD, LEFT, RIGHT, TOGGLE_LOAD = range(5)
@@ -248,7 +248,7 @@ def _component(w, e, target, source, queue):  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(nogil=True, cache=True, _nrt=False, error_model="numpy")
+@jit(_nrt=False)
 def _precedes(p, w, e, row, one, two):  # type: ignore[no-untyped-def]
     """Whether of two agents with equally long chains, agent `one` goes first.
 
