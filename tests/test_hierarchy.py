@@ -11,7 +11,7 @@ from shoal import checkpoint, cli, tree
 from shoal.algorithms.hierarchy import MANAGER, Hierarchy
 from shoal.collect import LocalCollector
 from shoal.teams.scripted import Scripted
-from shoal.types import Batch, ShoalError
+from shoal.types import Batch, Discrete, EnvSpec, GroupSpec, ShoalError
 
 
 def build(**settings: Any) -> tuple[Hierarchy, shoal.VecEnv]:
@@ -173,3 +173,9 @@ def test_train_stop_resume_is_train_through(tmp_path: Path, options: list[str]) 
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ShoalError, match=message):
         build(**settings)
+
+
+def test_pictures_have_no_columns_to_come_closer_in() -> None:
+    group = GroupSpec(("a",), (6, 6, 3), Discrete(3), image=True)
+    with pytest.raises(ShoalError, match="a observes pictures"):
+        shoal.build("feudal", EnvSpec({"a": group}))

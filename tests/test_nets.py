@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from shoal import optim
+import shoal
+from shoal import optim, tree
 from shoal.nets.dense import AgentNet
+from shoal.types import Discrete, EnvSpec, GroupSpec
 
 
 def generator() -> torch.Generator:
@@ -110,3 +112,16 @@ def test_follow() -> None:
     target, source = torch.zeros(3), torch.ones(3)
     optim.follow(target, source, 0.25)
     assert target.tolist() == [0.25] * 3
+
+
+def test_a_seeds_weights_do_not_depend_on_the_number_of_threads() -> None:
+    """LAPACK rounds otherwise with more threads."""
+    spec = EnvSpec({"a": GroupSpec(("a_0", "a_1"), (61,), Discrete(5))}, state_size=190)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        algorithm = shoal.build("mappo", spec, net={"hidden": (128, 128), "memory": 32, "comm": "mean"})
+        assert torch.get_num_threads() == threads
+        found.append([t.clone() for t in tree.leaves(algorithm.state_dict()["nets"])])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

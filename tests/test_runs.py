@@ -467,6 +467,32 @@ def test_an_algorithm_of_ones_own_learns_and_goes_on_exactly(tmp_path: Path, mon
     assert shoal.evaluate(policy, env, 10).agent_return.mean() >= 7
 
 
+def test_what_an_algorithm_of_ones_own_lacks_is_named(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "own.py").write_text(
+        "from shoal.algorithms import ddpg\n"
+        "from shoal.types import Preset\n"
+        "class Bonus(ddpg.DDPG):\n"
+        "    def update(self, batch):\n"
+        "        return {**super().update(batch), 'bonus': 0.5}\n"
+        "class Half:\n"
+        "    def __init__(self, spec, config, *, seed, device):\n"
+        "        self.spec, self.config = spec, config\n"
+        "    def act(self, view, memory, *, explore):\n"
+        "        raise NotImplementedError\n"
+        "PRESETS = {n: Preset(k, ddpg.Config(), n) for n, k in (('bonus', Bonus), ('half', Half))}\n"
+    )
+    run = [*SMALL, "--total-steps", "300", "--out", str(tmp_path / "run")]
+    assert shoal_train(f"{tmp_path / 'own.py'}:half", "tutorial/drift", *run) == 2
+    assert "a Half is not an Algorithm yet: it has no initial_memory, experience, update" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert shoal_train(f"{tmp_path / 'own.py'}:bonus", "tutorial/drift", *run) == 0
+    assert [row["bonus"] for row in log.read_metrics(tmp_path / "run") if "bonus" in row][-1] == 0.5
+    assert shoal_train(str(tmp_path / "own.py"), "tutorial/drift") == 2
+    assert "own.py:NAME; its PRESETS are bonus, half" in capsys.readouterr().err
+    assert shoal_train("iddpg", str(tmp_path / "own.py")) == 2
+    assert "it has Bonus, Half" in capsys.readouterr().err  # and not what it imports
+
+
 def test_an_environment_that_has_changed_is_told_of(tmp_path: Path, capsys: Any) -> None:
     place = tmp_path / "changing.py"
     lines = "import shoal\n\ndef make(num_envs):\n    return shoal.make('tutorial/drift', num_envs, n_agents={})\n"

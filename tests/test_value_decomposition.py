@@ -200,6 +200,20 @@ def test_of_shared_rewards_agents_learn_until_all_have_left() -> None:
     assert torch.equal(gradient(shared, batch), gradient(own, expected))
 
 
+def test_without_memory_nothing_is_burnt_in() -> None:
+    env = shoal.make("matrix/climbing", 2)
+    one, two = (
+        shoal.build("vdn", env.spec, n_step=2, sequence=3, burn_in=burn_in, warmup=32, batch_size=8)
+        for burn_in in (0, 2)
+    )
+    for algorithm in (one, two):
+        for _ in shoal.train(algorithm, env, 200):
+            pass
+    assert one.updates > 5  # type: ignore[attr-defined]
+    pairs = zip(tree.leaves(one.state_dict()), tree.leaves(two.state_dict()), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("memory", [0, WIDTH])
 def test_a_batch_in_pieces_teaches_the_same_on_any_number_of_threads(

@@ -19,6 +19,7 @@ from shoal.nets.gru import Gru
 from shoal.nets.mlp import ALL, Mlp
 from shoal.nets.pool import Pool, Pooling
 from shoal.pointers import Layers
+from shoal.threads import one_thread
 from shoal.types import ShoalError
 
 SILENT = Talk()
@@ -31,26 +32,27 @@ def orthogonal(net: AgentNet, gain: float, generator: torch.Generator) -> None:
     Hidden layers have the gain sqrt(2), which keeps a ReLU layer's variance; a recurrent unit's matrices 1, each gate's
     for itself; a channel's and a pool's see there; the last layer `gain`.
     """
-    for convolution in net.eyes.convs.values():
-        for weight, bias in convolution.layers:
+    with one_thread():  # with more, factors are rounded otherwise, and a seed would be another on other machines
+        for convolution in net.eyes.convs.values():
+            for weight, bias in convolution.layers:
+                bias.zero_()
+                for copy in weight:
+                    nn.init.orthogonal_(copy, math.sqrt(2), generator=generator)
+        perceptrons = [*net.mlp.layers, *(net.head.layers if net.split else [])]
+        for k, (weight, bias) in enumerate(perceptrons):
             bias.zero_()
             for copy in weight:
-                nn.init.orthogonal_(copy, math.sqrt(2), generator=generator)
-    perceptrons = [*net.mlp.layers, *(net.head.layers if net.split else [])]
-    for k, (weight, bias) in enumerate(perceptrons):
-        bias.zero_()
-        for copy in weight:
-            nn.init.orthogonal_(copy, gain if k == len(perceptrons) - 1 else math.sqrt(2), generator=generator)
-    net.channel.orthogonal(generator)
-    for part in net.eyes.modules():
-        if isinstance(part, Pool):
-            part.orthogonal(generator)
-    if net.memory:
-        for weight, bias in net.gru.layers:
-            bias.zero_()
-            for copy in weight:
-                for gate in copy.chunk(3, -1):
-                    nn.init.orthogonal_(gate, generator=generator)
+                nn.init.orthogonal_(copy, gain if k == len(perceptrons) - 1 else math.sqrt(2), generator=generator)
+        net.channel.orthogonal(generator)
+        for part in net.eyes.modules():
+            if isinstance(part, Pool):
+                part.orthogonal(generator)
+        if net.memory:
+            for weight, bias in net.gru.layers:
+                bias.zero_()
+                for copy in weight:
+                    for gate in copy.chunk(3, -1):
+                        nn.init.orthogonal_(gate, generator=generator)
 
 
 class Pullback:
