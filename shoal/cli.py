@@ -122,8 +122,13 @@ def _train(arguments: list[str]) -> int:
     task = presets.task(run.algorithm, run.env)
     used = {key: value for key, value in task.items() if _setting(run, key) == value}
     if used:
-        say("settings for this task: " + ", ".join(f"{key} {value}" for key, value in used.items()))
+        say("settings for this task: " + ", ".join(f"{key} {_written(value)}" for key, value in used.items()))
     return _report(experiment.start(run, directory), directory)
+
+
+def _written(value: Any) -> str:
+    """As an option's value is written."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _setting(run: Run, name: str) -> Any:
