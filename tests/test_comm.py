@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_ppo import MIXED, rollout
-from test_value_decomposition import SPEC, random_batch
+from test_value_decomposition import SPEC, gradient, random_batch
 from torch import Tensor
 
 import shoal
@@ -418,3 +418,16 @@ WRONG = [
 def test_what_cannot_be_is_said(name: str, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ShoalError, match=named):
         shoal.build(name, SPEC, **settings)
+
+
+@pytest.mark.parametrize("memory", [0, 6])
+@pytest.mark.parametrize("name", ["iql", "pqn"])
+def test_targets_are_of_those_whom_one_hears_after_the_step(name: str, memory: int) -> None:
+    """At the last step, whose successor no other step shows."""
+    net = {"hidden": (16, 16), "memory": memory, "comm": "mean", "message": 8}
+    time = 4 if memory or name == "pqn" else 1
+    algorithm: Any = shoal.build(name, SPEC, net=net, **({"sequence": time} if name == "iql" else {"minibatches": 1}))
+    batch = with_hears(random_batch(time=time, memory=memory), SPEC)
+    before = gradient(algorithm, batch)
+    batch.next_hears[-1] = ~batch.next_hears[-1]
+    assert not torch.allclose(gradient(algorithm, batch), before, atol=1e-6)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from shoal import cli, experiment, log
 from shoal.stats import references, report, runs
+from shoal.stats.references import Reference
 from shoal.stats.summary import marl_eval, summarise
 from shoal.types import ShoalError
 
@@ -296,3 +297,37 @@ def test_the_absolute_metric_of_a_real_run(tmp_path: Path, capsys: Any) -> None:
     with Image.open(films[0][2]) as film:
         assert film.size[0] <= report.FILM_WIDTH
         assert film.n_frames > 10  # type: ignore[attr-defined]
+
+
+def test_an_improvement_is_over_all_tasks_that_both_have(tmp_path: Path) -> None:
+    for seed in range(2):
+        for env, better in (("matrix/climbing", 9.0), ("matrix/penalty", 0.0)):
+            a_run(tmp_path, "iql", seed, [1.0, 5.0], env=env)
+            a_run(tmp_path, "qmix", seed, [1.0, better + seed], env=env)
+        a_run(tmp_path, "iql", seed, [1.0, 5.0], env="matrix/two_step")
+    found = summarise(runs.compare(runs.find([tmp_path])), {})
+    assert found["improvement"]["qmix"]["iql"]["value"] == 0.5  # always in one of two, never in the other
+    assert found["improvement"]["qmix"]["iql"]["tasks"] == 2
+    climbing = found["tasks"]["matrix/climbing"]["qmix"]
+    assert climbing["std"] == pytest.approx(np.sqrt(0.5))  # of the sample 9, 10
+
+
+def test_curves_end_at_the_common_budget(tmp_path: Path) -> None:
+    a_run(tmp_path, "iql", 0, [1.0, 2.0, 3.0, 4.0])
+    a_run(tmp_path, "qmix", 0, [5.0, 6.0])
+    found = runs.compare(runs.find([tmp_path]), budgets="cut")
+    (run,) = found.tasks["matrix/climbing"]["iql"]
+    assert found.curve(run, "env_steps") == ([50.0, 100.0], [1.0, 2.0])
+
+
+def test_scores_of_all_tasks_are_in_units_of_their_references(tmp_path: Path) -> None:
+    """0 is what the lower reference earns, 1 what the upper one does."""
+    for seed in range(2):
+        for env, values in (("matrix/climbing", (1.0, 9.0)), ("matrix/penalty", (-30.0, 0.0))):
+            for algorithm, value in zip(("iql", "qmix"), values, strict=True):
+                a_run(tmp_path, algorithm, seed, [0.0, value], env=env)
+    known = {"matrix/climbing": Reference(1.0, 11.0, ""), "matrix/penalty": Reference(-50.0, 50.0, "")}
+    found = summarise(runs.compare(runs.find([tmp_path])), known)["normalised"]
+    assert found["iql"]["mean"]["value"] == pytest.approx((0.0 + 0.2) / 2)
+    assert found["qmix"]["mean"]["value"] == pytest.approx((0.8 + 0.5) / 2)
+    assert found["qmix"]["optimality_gap"]["value"] == pytest.approx((0.2 + 0.5) / 2)

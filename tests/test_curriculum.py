@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import shoal
-from shoal import checkpoint, cli, log, tree
+from shoal import checkpoint, cli, experiment, log, tree
 from shoal.experiment import load_policy
+from shoal.replay import Replay
 from shoal.teams import curriculum
-from shoal.teams.curriculum import LearningProgress, Settings, Stages
+from shoal.teams.curriculum import Course, LearningProgress, Settings, Stages
 from shoal.types import ShoalError
 
 TASKS = ("delay=1", "delay=2", "delay=3")
@@ -197,3 +199,88 @@ def test_other_agents_cannot_take_over() -> None:
     progress = next(shoal.train(algorithm, env, 100))
     with pytest.raises(ShoalError, match="other agents"):
         progress.move_to(larger)
+
+
+def test_what_was_played_before_a_move_does_not_go_on_after_it() -> None:
+    """And starts after a move are not those of an earlier one."""
+    env: Any = shoal.make("mpe/simple_spread", 2, max_cycles=1000)
+    reset, seeds = env.reset, []
+
+    def watch(seed: int | None = None) -> Any:
+        seeds.append(seed)
+        return reset(seed)
+
+    env.reset = watch
+    algorithm = shoal.build("vdn", env.spec, update_every=8, warmup=10**6)
+    for progress in shoal.train(algorithm, env, 64):
+        assert isinstance(progress.experience, Replay)
+        assert not progress.experience.storage.ended.any() or progress.env_steps > 16
+        if progress.env_steps in (16, 32):
+            progress.move_to(env)
+            assert progress.experience.storage.ended[progress.experience.written - 1].all()
+    assert len(seeds) == len(set(seeds)) == 3
+
+
+def test_a_run_is_evaluated_with_what_it_has_learned_in_other_tasks(tmp_path: Path) -> None:
+    stages = ["--curriculum.kind", "stages", "--curriculum.steps", "160", "--curriculum.tasks", "N=2", "N=3", "N=4"]
+    start = ["train", POLICY[0], *GROWING, *POLICY[1:], *POOLED, *stages, "--eval-episodes", "4", "--no-tensorboard"]
+    assert cli.main([*start, "--total-steps", "240", "--out", str(tmp_path)]) == 0
+    env = shoal.make("mpe/simple_spread", 4, N=4, max_cycles=5)
+    seed = experiment._seed(experiment.open_run(tmp_path).settings, 1)
+    again = shoal.evaluate(load_policy(tmp_path, "last", env.spec), env, 4, seed)
+    logged = log.read_evaluations(tmp_path)[-1]
+    assert logged["env_steps"] == 240
+    assert again.agent_return.mean() == pytest.approx(logged["agent_return"]["mean"], rel=1e-5)
+
+
+def known(explore: float, *means: float) -> LearningProgress:
+    """After returns that begin at 0 and go to `means`."""
+    found = LearningProgress(Settings("learning_progress", TASKS, steps=1, explore=explore), 3, 0)
+    for task, mean in enumerate(means):
+        found.task = task
+        for part in (0.0, 0.5, 1.0):
+            found.record(np.array([part * mean - 1, part * mean + 1]), 1)
+    return found
+
+
+def test_a_share_of_the_choices_is_uniform() -> None:
+    for explore in (0.0, 0.5, 1.0):
+        found, visits = known(explore, 9.0, 0.0, 0.0), np.zeros(3)
+        for _ in range(2000):
+            found.steps = 1
+            visits[found.next()] += 1
+        assert visits[1:].sum() / 2000 == pytest.approx(explore * 2 / 3, abs=0.05)
+
+
+def test_what_is_forgotten_is_as_interesting_as_what_is_learned() -> None:
+    progress = known(0.0, 5.0, -5.0, 0.0).progress
+    assert progress[0] == pytest.approx(progress[1])
+    assert progress[2] == pytest.approx(0.0) != progress[0]
+
+
+def test_returns_are_per_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(arguments: dict[str, Any]) -> shoal.VecEnv:
+        return shoal.make("mpe/simple_spread", 2, max_cycles=5, **arguments)
+
+    settings = Settings("stages", ("local_ratio=0.5", "local_ratio=0.4"), steps=10**6)
+    course = Course(settings, 0, make, lambda spec: shoal.build("mappo", spec))
+    algorithm, seen = shoal.build("mappo", course.env.spec, batch_steps=10), []
+    monkeypatch.setattr(course.curriculum, "record", lambda returns, steps: seen.append((returns, steps)))
+    for progress in shoal.train(algorithm, course.env, 10):
+        ((returns, _),) = progress.collector.latest
+        course.follow(progress)
+    assert seen[0][0] == pytest.approx(returns["agent"].mean(1).numpy(), rel=1e-5)
+    assert seen[0][1] == 10
+    assert curriculum.build(settings, 0).task == 0
+
+
+def test_episodes_of_the_task_before_do_not_count() -> None:
+    """Nor do they make up the number."""
+    found = curriculum.build(Settings("stages", TASKS, advance_at=0.8, episodes=4), 0)
+    found.record(np.ones(4), 10)
+    assert found.next() == 1
+    for _ in range(3):
+        found.record(np.ones(1), 10)
+        assert found.next() == 1
+    found.record(np.ones(1), 10)
+    assert found.next() == 2

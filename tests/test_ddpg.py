@@ -43,6 +43,8 @@ def random_batch(spec: EnvSpec, size: int = 9, seed: int = 0) -> Batch:
 def build(name: str, spec: EnvSpec, **settings: object) -> DDPG:
     algorithm = shoal.build(name, spec, max_grad_norm=0.0, output_penalty=0.01, **settings)
     assert isinstance(algorithm, DDPG)
+    for k, vector in enumerate(algorithm.target_vectors):  # unlike the learned networks, as after the first update
+        vector.add_(0.1 * torch.randn(vector.shape, generator=torch.Generator().manual_seed(k)))
     return algorithm
 
 
@@ -203,3 +205,57 @@ def test_state_continues_identically() -> None:
             algorithm.update(random_batch(SPEC, seed=seed))
     for a, b in zip(tree.leaves(one.state_dict()), tree.leaves(two.state_dict()), strict=True):
         assert torch.equal(a, b)
+
+
+def test_actors_and_targets_move_with_every_second_update_of_the_critics() -> None:
+    """TD3's delay; and then the targets go a share tau of the way."""
+    algorithm = build("matd3", SPEC, actor_every=2, tau=0.25)
+    optimizers = algorithm.actor_optimizer, algorithm.critic_optimizer
+    for update in range(1, 5):
+        learned = [optimizer.vector.clone() for optimizer in optimizers]
+        targets = [vector.clone() for vector in algorithm.target_vectors]
+        algorithm.update(random_batch(SPEC, seed=update))
+        late = update % 2 == 0
+        assert [not torch.equal(o.vector, old) for o, old in zip(optimizers, learned, strict=True)] == [late, True]
+        for vector, old, optimizer in zip(algorithm.target_vectors, targets, optimizers, strict=True):
+            assert torch.allclose(vector, old + 0.25 * late * (optimizer.vector - old), atol=1e-6)
+
+
+def test_target_actions_are_smoothed_by_clipped_noise() -> None:
+    algorithm, agents = build("matd3", BOXES, target_noise=0.2), random_batch(BOXES, 5000).groups["runner"]
+    agents.next_obs.zero_()
+    agents.terminated.fill_(False)
+    noise = algorithm._target_action("runner", agents) - algorithm.target_actors["runner"](agents.next_obs)[0].tanh()
+    assert noise.std().item() == pytest.approx(0.2, rel=0.05)
+    assert noise.abs().max().item() == pytest.approx(0.5, abs=1e-5)  # 2.5 deviations
+
+
+def test_critics_are_never_shown_illegal_actions_of_actors() -> None:
+    """Nor those that were legal before the step."""
+    spec = EnvSpec({"agent": GroupSpec(("a", "b"), (2,), Discrete(4), masked=True)})
+    algorithm, agents = build("maddpg", spec), random_batch(spec, 300).groups["agent"]
+    agents.terminated.fill_(False)
+    agents.legal[..., :2], agents.next_legal[..., 2:] = True, True
+    following = algorithm._target_action("agent", agents)
+    now = algorithm._action("agent", algorithm.actors["agent"](agents.obs)[0], agents.legal)[0]
+    for chosen, legal in ((following, agents.next_legal), (now, agents.legal)):
+        assert torch.equal(chosen.sum(-1), torch.ones(300, 2))
+        assert not chosen[~legal].any()
+        assert (chosen.sum((0, 1)) > 0).sum() == 2  # each of the two legal ones is drawn
+
+
+def test_soft_draws_have_the_settings_temperature() -> None:
+    """At half the temperature, squares of what they are at 1."""
+    logits, none = torch.randn(20, 3, 3), torch.zeros(20, 3, 0, dtype=torch.bool)
+    soft, sharp = (build("maddpg", SPEC, temperature=t)._action("caller", logits, none)[1] for t in (1.0, 0.5))
+    assert torch.allclose(sharp, soft.square() / soft.square().sum(-1, keepdim=True), atol=1e-5)
+
+
+def test_discrete_actions_are_drawn_where_critics_see_them() -> None:
+    """Of the actors' probabilities, not their favourites only: the same observations, unlike actions."""
+    algorithm, agents = build("maddpg", SPEC), random_batch(SPEC, 3000).groups["caller"]
+    agents.next_obs.zero_()
+    agents.terminated.fill_(False)
+    share = algorithm._target_action("caller", agents).mean(0)
+    expected = algorithm.target_actors["caller"](agents.next_obs[:1])[0, 0].softmax(-1)
+    assert torch.allclose(share, expected, atol=0.04)

@@ -358,3 +358,16 @@ def test_what_cannot_be_exported_is_refused(
     assert cli.main(["export", str(tmp_path), "--out", str(tmp_path / "new")]) == 2
     assert "not the directory of a run" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("std_of_state", [False, True])
+def test_deviations_are_held_within_their_bounds(std_of_state: bool) -> None:
+    spec = EnvSpec({"arm": GroupSpec(("arm_0", "arm_1"), (3,), Box(2))})
+    policy = shoal.build("ippo", spec, net={"std_of_state": std_of_state})
+    policy.actors["arm"].log_std.data.copy_(torch.tensor([-9.0, 4.0]))  # type: ignore[attr-defined]
+    (player,) = players(policy)
+    obs, legal = torch.randn(5, 2, 3), torch.zeros(5, 2, 0, dtype=torch.bool)
+    out, _ = player.outputs(View({"arm": obs}, {"arm": legal}, torch.zeros(5, 0)), policy.initial_memory(5))
+    with torch.no_grad():
+        _, std = player.agents()["arm"](torch.arange(2).repeat(5), obs.flatten(0, 1))
+    assert torch.allclose(std, out["arm"].flatten(0, 1)[:, 2:].exp(), atol=1e-5)

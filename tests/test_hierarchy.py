@@ -179,3 +179,54 @@ def test_pictures_have_no_columns_to_come_closer_in() -> None:
     group = GroupSpec(("a",), (6, 6, 3), Discrete(3), image=True)
     with pytest.raises(ShoalError, match="a observes pictures"):
         shoal.build("feudal", EnvSpec({"a": group}))
+
+
+def test_workers_start_anew_with_every_goal() -> None:
+    algorithm, env = build(worker_options=("net.memory=4",))
+    _, _, workers = divided(algorithm, env)
+    remembers = workers.groups["agent"].memory.flatten(1).any(1)  # 3 steps a goal, 7 an episode
+    assert remembers.tolist() == [t % 7 not in (0, 3, 6) for t in range(12)]
+
+
+def test_workers_are_not_paid_for_the_step_that_ends_them() -> None:
+    """What is seen after a termination may be anywhere."""
+    algorithm, env = build(alpha=0.5)
+    rollout = LocalCollector(algorithm, env, 12, seed=0).collect()
+    agents = rollout.groups["agent"]
+    agents.terminated[2], agents.alive[4] = True, False
+    _, workers = algorithm.divide(rollout)
+    own = workers.groups["agent"].reward - 0.5 * agents.reward
+    assert not own[[2, 4]].any()
+    assert own[[0, 1, 3, 5]].any(-1).any(-1).all()
+
+
+@pytest.mark.parametrize("bins", [0, 3])
+@pytest.mark.parametrize("goal", ["place", "change"])
+def test_goals_lie_within_their_scale_of_nothing_or_of_where_one_is(bins: int, goal: str) -> None:
+    algorithm, env = build(goal=goal, goal_bins=bins, goal_scale=2.0)
+    view = env.reset(0)
+    algorithm.act(view, algorithm.initial_memory(3), explore=True)
+    now = algorithm.played[-1]["agent"]
+    said = now.goal - (view.obs["agent"][..., :2] if goal == "change" else 0)
+    if bins:
+        assert torch.allclose(said, said.round(), atol=1e-5)
+        assert set(said.round().unique().tolist()) == {-2.0, 0.0, 2.0}
+    else:
+        assert torch.allclose(said, 2 * now.choice, atol=1e-5)
+
+
+def test_managers_and_workers_draw_differently() -> None:
+    algorithm, _ = build()
+    assert not torch.equal(algorithm.manager.sampler.get_state(), algorithm.worker.sampler.get_state())
+
+
+def test_managers_memory_is_that_before_each_step() -> None:
+    """None at an episode's start, and what the network makes of a step at the next."""
+    algorithm, env = build(manager_options=("net.memory=4",))
+    _, managers, _ = divided(algorithm, env)
+    own = managers.groups["agent" + MANAGER]
+    remembers = own.memory.flatten(1).any(1)  # seven steps an episode
+    assert remembers.tolist() == [t % 7 != 0 for t in range(12)]
+    with torch.no_grad():
+        after = algorithm.manager.nets["agent" + MANAGER].step(own.obs[0], own.memory[0])[1]  # type: ignore[attr-defined]
+    assert torch.allclose(own.memory[1], after, atol=1e-5)

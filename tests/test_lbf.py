@@ -346,3 +346,13 @@ def test_settings_are_found_by_every_name() -> None:
     assert presets.task("mappo", "lbf/Foraging-10x10-3p-3f-v3") == known
     assert presets.task("mappo", "lbf/10x10-3p-3f") == known
     assert presets.task("mappo", "lbf/Foraging-7x7-3p-3f") == {}
+
+
+@pytest.mark.parametrize("name", ["lbf/Foraging-8x8-2p-2f", "rware/tiny-2ag", "comm/predator_prey-easy"])
+def test_without_a_seed_the_streams_go_on(name: str) -> None:
+    env = shoal.make(name, 8)
+    (group,) = env.spec.groups
+    starts = [env.reset(seed).obs[group].clone() for seed in (5, None, None, 5)]
+    assert torch.equal(starts[0], starts[3])
+    assert not torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[1], starts[2])

@@ -13,8 +13,9 @@ import torch
 
 import shoal
 import shoal.replay
+import shoal.teams.league
 from shoal import checkpoint, cli, experiment, tree
-from shoal.teams.league import League, Member, arrange, ranks, thin
+from shoal.teams.league import League, Member, Seat, arrange, ranks, thin
 from shoal.teams.ratings import Matrix, bradley_terry, elo, play, strategies
 from shoal.train import train
 from shoal.types import Algorithm, Batch, EnvSpec, ShoalError, View
@@ -405,3 +406,70 @@ def test_average_strategy_is_the_equilibrium(tmp_path: Path, name: str, equilibr
     assert max(np.abs(np.array(played["by_step"]["0"]) - equilibrium).max() for played in sides) > 0.1
     for played in sides:
         assert played["average"] == pytest.approx([equilibrium] * len(played["average"]), abs=0.05)
+
+
+def test_matrix_of_one_pool_counts_either_seat() -> None:
+    """The first seat is the better one: it earns what the second does not."""
+    first = np.array([[[1.0, 1.0], [1.0, 1.0]], [[3.0, 5.0], [1.0, 1.0]]])  # [row, column, episode]
+    matrix = Matrix(("player", "player"), ([0, 10], [0, 10]), np.stack([first, 0 * first], -1), True)
+    rows, columns = matrix.returns()
+    assert rows.tolist() == [[0.5, 0.5], [2.0, 0.5]]
+    assert columns.tolist() == [[0.5, 2.0], [0.5, 0.5]]
+    won = np.array([[9.0, 2.0], [1.5, 9.0]])  # of two episodes, by the rows
+    assert matrix._won(won).tolist() == [[0.0, 2.0 + 0.5], [1.5 + 0.0, 0.0]]
+
+
+def test_a_seat_is_paid_the_mean_over_its_agents() -> None:
+    seat = Seat({"a": ("a", torch.tensor([0, 2])), "b": ("b", torch.tensor([0]))})
+    assert seat.score({"a": torch.tensor([[1.0, 9.0, 3.0]]), "b": torch.tensor([[5.0]])}).tolist() == [3.0]
+
+
+def test_old_outcomes_weigh_less() -> None:
+    member = Member(0, {})
+    member.record("player", torch.zeros(100))
+    member.record("player", torch.ones(100))
+    assert member.results["player"] == pytest.approx([100.0, 100 + 100 * 0.99**100])
+
+
+def test_opponents_stay_for_an_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = game((50, 50), max_steps=8)  # two rollouts
+    algorithm, draw, drawn = league(env), shoal.teams.league.League._draw, []
+
+    def watch(self: Any, slot: Any) -> Any:
+        drawn.append(id(slot))
+        return draw(self, slot)
+
+    monkeypatch.setattr(shoal.teams.league.League, "_draw", watch)
+    for _ in train(algorithm, env, 8 * 4 * 12):
+        pass
+    assert [drawn.count(id(slot)) for slot in algorithm.slots] == [6] * len(algorithm.slots)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_episode_against_two_opponents_counts_for_neither(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm = league(game((50, 50)))
+    algorithm.experience(8)
+    side = algorithm.sides[0]
+    side.pool.append(Member(10, side.pool[0].weights))
+    algorithm.met[:] = True
+    monkeypatch.setattr(algorithm, "_draw", lambda slot: side.pool[1])
+    algorithm.advance(torch.full((8,), ended))
+    assert all((algorithm.whole[slot.rows] == ended).all() for slot in algorithm.slots)
+
+
+def test_returns_are_ranked_among_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shoal.teams.league, "HISTORY", 12)
+    algorithm = league(game((50, 60)))
+    algorithm.experience(8)
+    for start in (0, 10, 20):
+        algorithm.sums = torch.arange(start, start + 8.0).unsqueeze(1).expand(8, 2).clone()
+        algorithm._finish(torch.ones(8, dtype=torch.bool))
+    assert algorithm.history.tolist() == [[14.0, 15.0, 16.0, 17.0, *range(20, 28)]] * 2
+
+
+def test_learners_of_different_sides_begin_differently() -> None:
+    """Number 0 is what the algorithm would be without a league."""
+    env = shoal.make(RPS, 8)
+    one, two = (side.learner for side in build("ippo", env, sides=("player_0", "player_1")).sides)
+    first, second = (tree.leaves(x.state_dict()["nets"][0]) for x in (one, two))
+    assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))

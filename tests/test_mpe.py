@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import shoal
 from shoal import actions, tree
 from shoal.envs import mpe
 from shoal.envs.check import check_env
@@ -417,3 +418,20 @@ def test_dynamic_rescaling_decides_whether_discs_shrink_with_a_wider_view() -> N
         env.world_of(0).pos[0] = [4.0, 4.0]
         inked.append(int((env.render().min(2) < 200).sum()))
     assert inked[1] > 3 * inked[0]
+
+
+@pytest.mark.parametrize(
+    ("covered", "max_cycles", "terminated", "ended"), [(2, 9, True, True), (1, 9, False, False), (2, 1, False, True)]
+)
+def test_success_is_every_landmark_covered_before_the_time_is_up(
+    covered: int, max_cycles: int, terminated: bool, ended: bool
+) -> None:
+    """In the last step it is a truncation, as in mpe2."""
+    env = shoal.make("mpe/simple_spread", 1, N=2, terminate_on_success=True, max_cycles=max_cycles)
+    env.reset(0)
+    places = np.array([[-0.5, 0.0], [0.5, 0.0]])
+    env.world_of(0).pos[:] = np.concatenate([places, places])  # type: ignore[attr-defined]
+    env.world_of(0).pos[2 + covered :] += 0.4  # type: ignore[attr-defined]
+    step = env.step({"agent": torch.zeros(1, 2, dtype=torch.int64)})
+    assert step.terminated["agent"].tolist() == [[terminated, terminated]]
+    assert step.ended.tolist() == [ended]

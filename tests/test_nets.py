@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from test_value_decomposition import SPEC
 from torch import nn
 
 import shoal
 from shoal import optim, tree
 from shoal.nets.dense import AgentNet
+from shoal.optim import Adam
 from shoal.types import Discrete, EnvSpec, GroupSpec
 
 
@@ -125,3 +128,37 @@ def test_a_seeds_weights_do_not_depend_on_the_number_of_threads() -> None:
         found.append([t.clone() for t in tree.leaves(algorithm.state_dict()["nets"])])
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("maddpg", {"lr": 0.3, "actor_lr": 0.1}),
+        ("qmix", {"lr": 0.3}),
+        ("pqn", {"lr": 0.3}),
+        ("mappo", {"lr": 0.1, "critic_lr": 0.3}),
+        ("happo", {"lr": 0.1, "critic_lr": 0.3}),
+    ],
+)
+def test_settings_reach_the_optimisers(name: str, rates: dict[str, float]) -> None:
+    algorithm: Any = shoal.build(name, SPEC, max_grad_norm=0.25, **rates)
+    named = vars(algorithm)
+    found = [x for x in (*named.values(), *named.get("actor_optimizers", {}).values()) if isinstance(x, Adam)]
+    assert [optimizer.max_grad_norm for optimizer in found] == [0.25] * len(found)
+    assert {optimizer.lr for optimizer in found} == set(rates.values())
+
+
+@pytest.mark.parametrize("name", ["iql", "qmix", "pqn", "ippo", "mappo"])
+def test_settings_reach_the_networks(name: str) -> None:
+    for identity, norm in ((True, "none"), (False, "layer")):
+        algorithm: Any = shoal.build(name, SPEC, net={"identity": identity, "norm": norm})
+        nets = [algorithm.nets["runner"], *([algorithm.critics["runner"]] if name == "ippo" else [])]
+        for net in nets:
+            assert net.identity.shape == ((2, 2) if identity else (1, 0))
+            assert net.mlp.norm == (norm == "layer")
+
+
+def test_units_are_each_networks() -> None:
+    for shared, units in ((True, (0, 0, 1, 1, 1)), (False, (0, 1, 2, 3, 4))):
+        for name in ("iql", "pqn"):
+            assert shoal.build(name, SPEC, net={"shared": shared}).norm.columns.tolist() == list(units)  # type: ignore[attr-defined]

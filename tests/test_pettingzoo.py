@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Relay
 from gymnasium import spaces
 
 import shoal
 from shoal import cli
+from shoal.collect import LocalCollector
 from shoal.envs import pettingzoo as suite
 from shoal.envs.check import problems
 from shoal.envs.common.serial import SerialEnvs
@@ -511,3 +513,26 @@ def test_shoal_check_prints_groups_and_problems_with_their_fixes(tmp_path: Any, 
     assert "Give a Discrete" in capsys.readouterr().out
     assert cli.main(["check", "mpe/simple_spred"]) == 2
     assert "simple_spread" in capsys.readouterr().err
+
+
+def test_no_two_episodes_start_alike() -> None:
+    env = SerialEnvs(Relay, 4)
+    env.reset(3)
+    act = {"runner": torch.zeros(4, 2, 2), "caller": torch.zeros(4, 1, dtype=torch.int64)}
+    seeds = [env.episode_seed(index) for index in range(4)]
+    for _ in range(14):
+        if env.step(act).ended.all():
+            seeds += [env.episode_seed(index) for index in range(4)]
+    assert len(seeds) == len(set(seeds)) == 12
+    later = SerialEnvs(Relay, 2, first=2)
+    later.reset(3)
+    assert [later.episode_seed(index) for index in range(2)] == seeds[2:4]
+
+
+def test_who_has_left_is_not_present_until_the_next_episode() -> None:
+    env = SerialEnvs(Relay, 2)
+    rollout = LocalCollector(shoal.build("ippo", env.spec), env, 16, seed=0).collect()
+    runner, caller = rollout.groups["runner"], rollout.groups["caller"]
+    assert runner.present[:, 0, 0].tolist() == ([True] * 4 + [False] * 3) * 2 + [True] * 2
+    assert (runner.present == runner.present[:, :1, :1]).all()
+    assert caller.present.all()

@@ -12,7 +12,7 @@ from shoal.collect import LocalCollector
 from shoal.evaluate import Evaluation, evaluate
 from shoal.replay import Replay, allocate
 from shoal.stats.aggregate import describe
-from shoal.types import Groups, ShoalError, View
+from shoal.types import Discrete, EnvSpec, Groups, GroupSpec, ShoalError, Step, View
 
 
 def replay(spec: shoal.EnvSpec, num_envs: int = 2, **settings: int) -> Replay:
@@ -163,3 +163,42 @@ def test_endless_episodes_are_refused() -> None:
     env = shoal.make("tutorial/drift", 1, max_steps=10**6)
     with pytest.raises(ShoalError, match="time limit"):
         evaluate(Still(env.spec), env, episodes=1, max_steps=50)
+
+
+class Uneven:
+    """Environment 0's episodes have 10 steps and earn 1, environment 1's have one and earn nothing."""
+
+    def __init__(self) -> None:
+        self.num_envs, self.spec = 2, EnvSpec({"agent": GroupSpec(("agent_0",), (1,), Discrete(2))})
+
+    def _view(self) -> View:
+        return View({"agent": torch.zeros(2, 1, 1)}, {"agent": torch.zeros(2, 1, 0).bool()}, torch.zeros(2, 0))
+
+    def reset(self, seed: int | None = None) -> View:
+        self.time = 0
+        return self._view()
+
+    def step(self, actions: Groups) -> Step:
+        self.time += 1
+        ended = torch.tensor([self.time % 10 == 0, True])
+        reward = {"agent": torch.tensor([[0.1], [0.0]])}
+        no, yes = {"agent": torch.zeros(2, 1).bool()}, {"agent": torch.ones(2, 1).bool()}
+        return Step(self._view(), self._view(), reward, no, yes, ended)
+
+    def close(self) -> None: ...
+
+
+def test_short_episodes_do_not_count_more_often() -> None:
+    env = Uneven()
+    result = evaluate(shoal.build("ippo", env.spec), env, episodes=4)
+    assert sorted(result.lengths.tolist()) == [1.0, 1.0, 10.0, 10.0]
+    assert np.isclose(result.agent_return.mean(), 0.5)
+
+
+def test_games_of_each_agent() -> None:
+    returns = {"a": np.array([[1.0, 0.0], [0.0, -1.0], [2.0, -3.0], [1.0, -1.0]]), "b": np.zeros((4, 1))}
+    result = Evaluation(returns, np.ones(4), {"a": ("x", "y"), "b": ("z",)})
+    assert result.return_of("y").tolist() == [0.0, -1.0, -3.0, -1.0]
+    found = result.agent_returns()
+    shares = {name: [row[sign] for sign in ("positive", "zero", "negative")] for name, row in found.items()}
+    assert shares == {"x": [0.75, 0.25, 0.0], "y": [0.0, 0.25, 0.75], "z": [0.0, 1.0, 0.0]}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_value_decomposition import SPEC, WIDTH, plain_net, random_batch
+from test_value_decomposition import SPEC, WIDTH, plain_net, random_batch, view_of
 from torch import Tensor
 
 import shoal
@@ -534,3 +535,87 @@ def test_presets_are_what_their_names_say() -> None:
         assert isinstance(config, Config)
         assert (config.value, config.epochs) == (value, epochs)
         assert (config.clip == 0) == (epochs == 1)
+
+
+def test_happos_values_learn_once_and_every_agent_once() -> None:
+    algorithm = build("happo", epochs=3)
+    algorithm.update(rollout())
+    assert algorithm.critic_optimizer.steps == 3
+    assert all((optimizer.steps == 3).all() for optimizer in algorithm.actor_optimizers.values())
+
+
+def test_happos_order_is_drawn_anew() -> None:
+    algorithm = build("happo")
+    assert len({str(algorithm._turns()) for _ in range(10)}) > 5
+
+
+def test_happos_later_agents_learn_from_what_the_earlier_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, step, seen = build("happo", lr=0.01), PPO._step, []
+
+    def watch(self: PPO, lesson: Any, *rest: Any, **options: Any) -> Any:
+        seen.append(lesson.advantage.clone())
+        return step(self, lesson, *rest, **options)
+
+    monkeypatch.setattr(PPO, "_step", watch)
+    algorithm.update(rollout())
+    assert len(seen) == 7
+    assert not any(torch.equal(one, two) for one, two in itertools.pairwise(seen))
+
+
+def test_advantages_are_in_their_own_units_or_the_rewards() -> None:
+    settings = {"gamma": 0.0, "value": "own", "reward": "own", "normalise_value": False}
+    for normalise in (False, True):
+        lesson = build(normalise_advantage=normalise, **settings)._study(rollout())
+        plain = torch.cat([a.reward for a in rollout().groups.values()], -1) - lesson.value
+        assert torch.allclose(lesson.advantage, plain, atol=1e-5) != normalise
+
+
+def test_values_units_are_each_agents_and_follow_as_the_settings_say() -> None:
+    norm = build("ippo", value_decay=0.5).norm
+    assert norm.decay == 0.5
+    assert norm.columns.tolist() == list(range(MIXED.num_agents))
+    assert build("mappo").norm.columns.tolist() == [0]
+
+
+def test_at_first_all_actions_are_equally_likely() -> None:
+    for gain, even in ((0.01, True), (1.0, False)):
+        algorithm = shoal.build("mappo", SPEC, net={"gain": gain})
+        found = algorithm.probabilities(view_of(1), algorithm.initial_memory(1))
+        spread = max(float(p.max() - p.min()) for p in found.values())
+        assert (spread < 0.02) == even
+
+
+def test_independent_agents_learn_from_their_own_rewards() -> None:
+    """And teams from the mean."""
+    found = {name: preset.config.reward for name, preset in ppo.PRESETS.items()}
+    assert found == {"ippo": "own", "ia2c": "own", "mappo": "mean", "happo": "mean", "maa2c": "mean"}
+
+
+def test_a_share_of_the_entropy_is_left() -> None:
+    algorithm = build(anneal_steps=1000, entropy=0.4, entropy_end=0.25)
+    for steps, entropy in ((500, 0.25), (3000, 0.1)):
+        algorithm.env_steps = steps
+        algorithm.update(rollout())
+        assert algorithm.entropy == pytest.approx(entropy)
+
+
+def test_kl_stop_looks_at_the_whole_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, calls = build(epochs=5, minibatches=2, target_kl=0.1), [0]
+
+    def step(self: PPO, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        calls[0] += 1
+        return {"kl": torch.tensor([0.0, 0.3][calls[0] % 2])}  # the last of an epoch has moved least
+
+    monkeypatch.setattr(PPO, "_step", step)
+    algorithm.update(rollout())
+    assert calls == [2]
+
+
+def test_targets_of_values_are_in_units_of_the_batch_they_are_from() -> None:
+    algorithm = build(value="own", reward="own", normalise_advantage=False)
+    batch = rollout()
+    for agents in batch.groups.values():
+        agents.reward.mul_(20).add_(100)
+    lesson = algorithm._study(batch)  # of the first batch, values are in the rewards' units
+    assert torch.allclose(algorithm.norm.restore(lesson.target), lesson.value + lesson.advantage, rtol=1e-4)
+    assert lesson.target[lesson.counts].square().mean() < 10  # the rewards' are in the hundreds

@@ -329,3 +329,42 @@ def test_agents_that_see_nothing_act_and_learn(name: str) -> None:
     nothing = {"agent": torch.zeros(3, 2, 0)}
     view = View(nothing, {"agent": torch.zeros(3, 2, 0).bool()}, torch.zeros(3, 0))
     assert algorithm.act(view, algorithm.initial_memory(3), explore=True)[0]["agent"].shape == (3, 2)
+
+
+def test_every_epoch_is_learned_from_in_minibatches() -> None:
+    algorithm = build("pqn", epochs=3, minibatches=4)
+    algorithm.update(random_batch(time=TIME))
+    assert algorithm.optimizer.steps == 12
+
+
+def test_who_has_left_adds_nothing_to_what_follows() -> None:
+    """In the rewards' units, a successor's value is the sum over those who go on, each with its share of the mean."""
+    algorithm, batch = shoal.build("pqn_vdn", SPEC), random_batch(time=TIME)
+    assert isinstance(algorithm, PQN)
+    algorithm.norm.update(torch.tensor([[30.0], [34.0]]), torch.full((2, 1), 0.5))  # mean 32, deviation 2
+    total = torch.zeros(batch.ended.shape)
+    for group, net in algorithm.nets.items():
+        agents = batch.groups[group]
+        q = net.unroll(agents.next_obs, torch.zeros(12, 1, 0), torch.zeros(1))[0].detach()
+        q = q.masked_fill(~agents.next_legal, -1e9) if agents.next_legal.shape[-1] else q
+        total += ((q.max(-1).values * 2 + 32 / SPEC.num_agents) * ~agents.terminated).sum(-1)
+    assert torch.allclose(algorithm.norm.restore(algorithm._following(batch))[..., 0], total, atol=1e-4)
+
+
+def test_minibatches_are_drawn_anew_each_time() -> None:
+    batch, generator = torch.arange(60).view(1, 60), torch.Generator().manual_seed(0)
+    one, two = (
+        torch.cat(list(rollouts.minibatches(batch, 60, 4, generator, torch.device("cpu"))), 1) for _ in range(2)
+    )
+    assert torch.equal(one.sort().values, batch)
+    assert not torch.equal(one, batch)
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["vdn", "pqn_vdn"])
+def test_the_learning_rate_falls_with_environment_steps(name: str) -> None:
+    algorithm: Any = shoal.build(name, SPEC, lr=0.1, anneal_steps=1000)
+    for steps, rate in ((0, 0.1), (750, 0.025), (2000, 0.0)):
+        algorithm.env_steps = steps
+        algorithm.update(random_batch(time=TIME if name == "pqn_vdn" else 1))
+        assert algorithm.optimizer.lr == pytest.approx(rate)

@@ -23,6 +23,8 @@ from shoal import checkpoint, cli, log, tree
 from shoal.collect import LocalCollector
 from shoal.envs.common.processes import Processes, seed_of
 from shoal.envs.common.serial import SerialEnvs
+from shoal.replay import Replay
+from shoal.train import Progress
 from shoal.types import Groups, ShoalError, Step, View
 
 HERE = Path(__file__).parent
@@ -432,3 +434,24 @@ def test_an_evaluation_does_not_count_lost_episodes() -> None:
     result = shoal.evaluate(shoal.build("iql", env.spec), env, 5)
     assert result.lengths.tolist() == [6] * 5
     assert np.isfinite(result.team_return).all()
+
+
+def test_training_is_told_whose_episode_was_cut_off_before_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    env: Any = Losing({5: [1]})
+    told: list[list[bool]] = []
+    monkeypatch.setattr(Replay, "cut", lambda self, envs: told.append(envs.tolist()))
+    algorithm = shoal.build("iql", env.spec, update_every=1, warmup=10**6)
+    for progress in shoal.train(algorithm, env, 10 * env.num_envs):
+        assert progress.collector.rollout.ended.shape[0] == 1  # every step is the first of a rollout
+    assert told == [[k == 1 for k in range(env.num_envs)]]
+
+
+def test_what_was_kept_does_not_go_on_where_new_episodes_start() -> None:
+    """After a resume with environments that cannot say where they were."""
+    env: Any = Walks(2)
+    (*_, before) = shoal.train(shoal.build("iql", env.spec, update_every=2, warmup=10**6), env, 6)
+    after = Progress(shoal.build("iql", env.spec, update_every=2, warmup=10**6), Walks(2), 100, 0)
+    after.load_state_dict(before.state_dict())
+    assert isinstance(after.experience, Replay)
+    assert after.experience.storage.ended[after.experience.written - 1].all()
+    assert torch.equal(after.experience.storage.ended[:2], before.experience.storage.ended[:2])  # type: ignore[attr-defined]

@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 
 import shoal
-from shoal import checkpoint, cli, experiment, log, tree
+from shoal import checkpoint, cli, experiment, film, log, tree
+from shoal.collect import LocalCollector
+from shoal.evaluate import Evaluation
 from shoal.train import Diverged, Progress, train
-from shoal.types import ShoalError
+from shoal.types import Groups, ShoalError, View
 
 FACTORY = f"{Path(__file__).parent / 'conftest.py'}:Relay"
 SMALL = ["--num-envs", "1", "--update-every", "1", "--warmup", "100", "--batch-size", "16"]
@@ -560,3 +562,134 @@ def test_no_time_is_left_when_the_last_rollout_goes_beyond_the_total() -> None:
     display.started -= 60
     assert "00:00 left" in display._line(160)
     assert "01:00 left" in display._line(50)
+
+
+class Counting:
+    """Does nothing, and counts the steps of its episode."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def initial_memory(self, num_envs: int) -> Groups:
+        return {"agent": torch.zeros(num_envs, 2, 1)}
+
+    def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
+        assert not explore
+        self.seen.append(float(memory["agent"][0, 0, 0]))
+        return {"agent": torch.zeros(len(view.state), 2, 2)}, {"agent": memory["agent"] + 1}
+
+
+def test_memory_starts_anew_with_every_episode_of_a_film() -> None:
+    policy = Counting()
+    list(film.frames(policy, shoal.make("tutorial/drift", 1, max_steps=3), episodes=2))
+    assert policy.seen == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_drawn_row_is_its_own_agents() -> None:
+    env: Any = shoal.make("tutorial/drift", 2)
+    env.reset(0)
+    actions = {"agent": torch.zeros(2, 2, 2)}
+    step = env.step(actions)
+    before = film.schematic(env, step, actions, 1)
+    for change in (step.reward, actions, step.successor.obs):
+        change["agent"][1, 1] += 3.0
+        after = film.schematic(env, step, actions, 1)
+        rows = np.flatnonzero((after != before).any((1, 2)))
+        assert rows.size
+        assert rows.min() >= 6 + 34
+        before = after
+
+
+def test_returns_of_training_are_means_over_episodes_in_their_units() -> None:
+    env = shoal.make("tutorial/drift", 2, n_agents=3)
+    progress = next(shoal.train(shoal.build("ippo", env.spec, batch_steps=8), env, 8))
+    short, long = ({"agent": torch.full((n, 3), value)} for n, value in ((3, 1.0), (1, 5.0)))
+    progress.collector.finished = [(short, torch.full((3,), 10)), (long, torch.full((1,), 50))]
+    found = progress.drain()
+    assert found["train_agent_return"] == pytest.approx(2.0)
+    assert found["train_team_return"] == pytest.approx(6.0)
+    assert found["train_length"] == pytest.approx(20.0)
+
+
+def test_an_episode_that_a_checkpoint_interrupts_counts_whole() -> None:
+    collectors = []
+    for seed in (0, 1):
+        env = shoal.make("tutorial/drift", 2, max_steps=8)
+        collectors.append(LocalCollector(shoal.build("ippo", env.spec), env, 5, seed))
+    one, two = collectors
+    one.collect()
+    two.load_state_dict(tree.map(torch.clone, one.state_dict()))
+    two.policy.load_state_dict(one.policy.state_dict())  # type: ignore[attr-defined]
+    for collector in collectors:
+        collector.finished.clear()
+        collector.collect()
+    for a, b in zip(tree.leaves(one.finished), tree.leaves(two.finished), strict=True):
+        assert torch.equal(a, b)
+    assert one.finished[0][1].tolist() == [8, 8]
+
+
+TINY = ["--net.hidden", "8", "--batch-steps", "20", "--epochs", "1", "--eval-every", "40", "--eval-episodes", "2"]
+
+
+def test_the_absolute_metric_is_of_the_best_and_not_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returns, judged = iter([1.0, 3.0, 2.0, 7.0]), []
+
+    def fixed(policy: Any, env: Any, episodes: int, *_: Any, **__: Any) -> Evaluation:
+        judged.append(policy.env_steps)
+        return Evaluation({"player": np.full((episodes, 2), next(returns))}, np.ones(episodes))
+
+    monkeypatch.setattr(experiment, "evaluate", fixed)
+    options = ["--num-envs", "2", "--no-tensorboard", "--total-steps", "120", "--absolute-episodes", "3"]
+    assert cli.main(["train", "ippo", "matrix/climbing", *TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    assert judged == [40, 80, 120, 80]
+    assert checkpoint.step(tmp_path / "run" / "checkpoint", "best") == 80
+    assert log.read_absolute(tmp_path / "run")["env_steps"] == 80
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_every_evaluation_of_a_run_is_over_the_same_starts_and_played_alike(
+    sampled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, seen = experiment.evaluate, []
+
+    def watch(policy: Any, env: Any, episodes: int, seed: int, **options: Any) -> Evaluation:
+        seen.append((episodes, seed, options.get("sampled", False)))
+        return plain(policy, env, episodes, seed, **options)
+
+    monkeypatch.setattr(experiment, "evaluate", watch)
+    options = ["--num-envs", "2", "--no-tensorboard", "--total-steps", "120", "--absolute-episodes", "3"]
+    options += [*(["--eval-sampled"] if sampled else [])]
+    assert cli.main(["train", "ippo", "matrix/climbing", *TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    assert [(episodes, how) for episodes, _, how in seen] == [(2, sampled)] * 3 + [(3, sampled)]
+    assert len({seed for _, seed, _ in seen[:3]}) == 1
+    assert seen[3][1] != seen[0][1]
+
+
+def test_the_best_is_the_best_of_all_agents_and_stays_it_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluations in which one group earns more and more, and everybody together less and less, after the second."""
+    mine, theirs = iter([0.0, 1.0, 2.0, 3.0, 4.0]), iter([0.0, 9.0, 4.0, 0.0, -4.0])
+
+    def fixed(policy: Any, env: Any, episodes: int, *_: Any, **__: Any) -> Evaluation:
+        one, three = np.full((2, 1), next(mine)), np.full((2, 3), next(theirs))
+        return Evaluation({"agent": one, "adversary": three}, np.ones(2))
+
+    monkeypatch.setattr(experiment, "evaluate", fixed)
+    run = [
+        "train",
+        "ippo",
+        "mpe/simple_tag",
+        *TINY,
+        "--num-envs",
+        "2",
+        "--no-tensorboard",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert cli.main([*run, "--total-steps", "120"]) == 0
+    assert checkpoint.step(tmp_path / "run" / "checkpoint", "best") == 80
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "200"]) == 0
+    assert checkpoint.step(tmp_path / "run" / "checkpoint", "best") == 80

@@ -447,3 +447,14 @@ def test_refusal_of_too_small_a_replay_names_buffer_size(rows: int, length: int)
 def test_refusal_of_too_large_a_replay_names_buffer_size() -> None:
     with pytest.raises(ShoalError, match="set buffer_size to"):
         replay(rows=10**12)
+
+
+def test_new_rows_are_as_urgent_as_any_was() -> None:
+    ring = replay(priority=1.0)
+    play(ring, 5)
+    ring.sample()
+    ring.prioritise(torch.full((64,), 100.0))
+    play(ring, 1)
+    assert ring.priorities is not None
+    newest = ring._slots(torch.tensor([ring.written - 4]))
+    assert ring.priorities.sums[ring.priorities.leaves + newest].tolist() == pytest.approx([100.0] * ENVS)

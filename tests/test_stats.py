@@ -119,3 +119,20 @@ def test_wrong_scores_are_refused() -> None:
     ):
         with pytest.raises(ShoalError, match=message):
             a.iqm(scores)
+
+
+def test_tasks_are_resampled_independently() -> None:
+    """Two alike tell more than one."""
+    task = np.random.default_rng(0).normal(size=30)
+    widths = [float(np.subtract(*a.bootstrap([task] * count, a.mean)[::-1])) for count in (1, 2)]
+    assert widths[1] == pytest.approx(widths[0] / np.sqrt(2), rel=0.05)
+
+
+def test_runs_of_both_are_resampled_in_an_improvement() -> None:
+    for x, y in (([1.0, 1.0], [0.0, 2.0]), ([0.0, 2.0], [1.0, 1.0])):  # all of the spread is on one side
+        assert a.probability_of_improvement(x, y) == 0.5
+        assert a.improvement_interval(x, y) == (0.0, 1.0)
+
+
+def test_deviations_are_of_samples() -> None:
+    assert a.describe(np.array([1.0, 3.0]))["std"] == pytest.approx(np.sqrt(2))

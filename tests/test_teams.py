@@ -14,7 +14,7 @@ import shoal
 from shoal import cli, experiment
 from shoal.teams.crossplay import CrossPlay, cross_play
 from shoal.teams.scripted import Scripted
-from shoal.teams.team import Against, Team
+from shoal.teams.team import Against, Team, by_agent
 from shoal.types import Groups, ShoalError, View
 
 SMALL = ["--warmup", "100", "--batch-size", "16", "--net.hidden", "8", "--eval-episodes", "10", "--no-tensorboard"]
@@ -188,3 +188,37 @@ def test_mistakes(tmp_path: Path, capsys: Any) -> None:
         assert cli.main(["train", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+class Told(Constant):
+    explored = False
+
+    def act(self, view: View, memory: Groups, *, explore: bool) -> tuple[Groups, Groups]:
+        self.explored |= explore
+        return super().act(view, memory, explore=explore)
+
+
+def test_opponents_do_not_explore() -> None:
+    env, opponent = payoffs(), Told(2)
+    against = Against(env, {"player_1": opponent})
+    for _ in shoal.train(shoal.build("iql", against.spec), against, 30):
+        pass
+    assert opponent.calls >= 10
+    assert not opponent.explored
+
+
+def test_an_agents_own_name_counts_more_than_its_groups() -> None:
+    spec = shoal.make("mpe/simple_tag").spec
+    for named in ({"adversary": 1, "adversary_1": 2}, {"adversary_1": 2, "adversary": 1}):
+        assert by_agent(spec, named) == {"adversary_0": 1, "adversary_1": 2, "adversary_2": 1}
+
+
+def test_a_seed_fixes_what_random_opponents_do() -> None:
+    env = Against(shoal.make("mpe/simple_tag", 3), {"agent": Scripted(shoal.make("mpe/simple_tag").spec, "random")})
+    ends = []
+    for _ in range(2):
+        env.reset(4)
+        for _ in range(5):
+            step = env.step({"adversary": torch.zeros(3, 3, dtype=torch.int64)})
+        ends.append(step.successor.obs["adversary"].clone())
+    assert torch.equal(*ends)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import shoal
 from shoal import rollouts, tree
 from shoal.algorithms.pqn import PQN
-from shoal.algorithms.value_decomposition import ValueDecomposition
+from shoal.algorithms.value_decomposition import ValueDecomposition, _priority
 from shoal.nets.dense import AgentNet
 from shoal.replay import allocate
 from shoal.types import Batch, Box, Discrete, EnvSpec, GroupSpec, ShoalError, View
@@ -486,3 +487,93 @@ def test_a_recurrent_agent_learns_to_remember() -> None:
     for _ in shoal.train(algorithm, env, total_steps=40_000):
         pass
     assert shoal.evaluate(algorithm, env, episodes=160).agent_return.mean() >= 0.95
+
+
+def test_where_there_is_no_state_the_mixer_sees_what_everybody_observes() -> None:
+    spec = replace(SPEC, state_size=0)
+    algorithm, batch = build("qmix", spec), random_batch(spec)
+    now, then = algorithm.states(batch)
+    groups = batch.groups.values()
+    assert torch.equal(now, torch.cat([a.obs.flatten(2) for a in groups], -1))
+    assert torch.equal(then, torch.cat([a.next_obs.flatten(2) for a in groups], -1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_errors_count_as_importance_weights_say(name: str) -> None:
+    algorithm, batch = build(name, priority=0.6, batch_size=12), random_batch()
+    replay = algorithm.experience(12)
+    everything = gradient(algorithm, batch)
+    replay.weight = torch.full((12,), 0.5)
+    assert torch.allclose(gradient(algorithm, batch), everything / 2, atol=1e-6)
+    replay.weight[6:] = 0.0
+    half = gradient(algorithm, batch)
+    assert half.abs().max() > 1e-3
+    for agents in batch.groups.values():
+        agents.reward[:, 6:] += 50.0
+    assert torch.allclose(gradient(algorithm, batch), half, atol=1e-6)
+
+
+def test_a_sequence_is_as_urgent_as_its_largest_error() -> None:
+    """Nearly: 0.9 of that and 0.1 of the mean; errors `[time, batch, value]`."""
+    error = torch.tensor([[[1.0, 0.0], [2.0, 2.0]], [[3.0, 0.0], [2.0, 2.0]]])
+    assert _priority(error).tolist() == pytest.approx([0.9 * 3 + 0.1 * 1, 2.0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_nobody_is_there_is_nothing_urgent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, batch, urgent = build(name, priority=0.6, batch_size=12), random_batch(), list[Tensor]()
+    for agents in batch.groups.values():
+        agents.present[:] = True
+        agents.present[:, 0] = False
+    monkeypatch.setattr(algorithm.experience(12), "prioritise", urgent.append)
+    algorithm.update(batch)
+    assert urgent[0][0] == 0
+    assert (urgent[0][1:] > 0).all()
+
+
+def test_each_network_brings_its_own_memory_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, batch = build("vdn", sequence=3, burn_in=2, net={"memory": WIDTH}), random_batch(time=5, memory=WIDTH)
+    values, seen = algorithm._values, []
+
+    def watch(later: Any, *starts: Any) -> Any:
+        seen.extend(starts)
+        return values(later, *starts)
+
+    monkeypatch.setattr(algorithm, "_values", watch)
+    expected = []
+    for nets in (algorithm.nets, algorithm.target_nets):
+        name, agents = "runner", batch.groups["runner"]
+        h = agents.memory[0]
+        with torch.no_grad():
+            for t in range(2):
+                h = nets[name].step(agents.obs[t], h)[1] * ~batch.ended[t].view(-1, 1, 1)
+        expected.append(h)
+    algorithm.update(batch)
+    for start, h in zip(seen, expected, strict=True):
+        assert torch.allclose(start["runner"], h, atol=1e-6)
+    assert not torch.allclose(*expected)
+
+
+def test_the_replay_is_what_the_settings_say() -> None:
+    """Long enough for burn-in and rewards behind the last step; by priority, with weights; with who hears whom."""
+    spec = replace(SPEC, hears=(5, 5))
+    settings = {"sequence": 4, "burn_in": 2, "n_step": 3, "priority": 0.7, "correction": 0.3}
+    algorithm = build("qmix", spec, **settings, net={"memory": 6, "comm": "mean", "message": 8})
+    replay = algorithm.experience(2)
+    assert replay.length == 2 + 4 + 3 - 1
+    assert replay.priorities is not None
+    assert (replay.priorities.exponent, replay.correction) == (0.7, 0.3)
+    assert replay.storage.hears.shape[2:] == replay.storage.next_hears.shape[2:] == (5, 5)
+    assert replay.storage.state.shape[2:] == (5,)
+    assert replay.storage.groups["runner"].memory.shape[2:] == (2, 6)
+
+
+def test_what_is_drawn_is_learned_from_and_becomes_less_urgent() -> None:
+    algorithm = build("vdn", sequence=2, n_step=2, priority=0.7, batch_size=4, warmup=0)
+    replay = algorithm.experience(3)
+    rollout = random_batch(time=12, size=3)
+    rollout.state, rollout.next_state = (x[..., :0] for x in (rollout.state, rollout.next_state))
+    (first, *_) = [tree.map(torch.clone, batch) for batch in replay.add(rollout)]
+    before = replay.priorities.sums.clone()
+    algorithm.update(first)
+    assert not torch.equal(replay.priorities.sums, before)
