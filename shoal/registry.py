@@ -250,7 +250,10 @@ class Environment:
 
     def _parallel(self, env: Any) -> Any:
         if not hasattr(env, "possible_agents"):
-            raise ShoalError(f"{self.name} must return a PettingZoo ParallelEnv or AECEnv, not {type(env).__name__}")
+            raise ShoalError(
+                f"{self.name} must return a PettingZoo ParallelEnv or AECEnv, or have the members of "
+                f"shoal.VecEnv, and a {type(env).__name__} is neither: see docs/environments/own.md"
+            )
         return env
 
 
