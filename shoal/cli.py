@@ -176,7 +176,7 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     chosen = {} if env_arguments is None else _changed(parsed.env)
     if same:  # the environment's arguments come from the file too, but for those that are given
         named = {o.split("=")[0][len("--env.") :].replace("-", "_") for o in options if o.startswith("--env.")}
-        kept = {k: v for k, v in given["env_args"].items() if not named & {k, f"no_{k}"}}
+        kept = {k: v for k, v in given.get("env_args", {}).items() if not named & {k, f"no_{k}"}}
         chosen = kept | chosen
     return Run(known, environment.full_name, chosen, settings, parsed.algorithm)
 

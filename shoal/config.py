@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -157,8 +158,9 @@ def _is(hint: Any, value: Any) -> bool:
         return False
     if hint is float:
         return isinstance(value, int | float)
-    if isinstance(origin, type) or isinstance(hint, type):
-        return isinstance(value, origin or hint)
+    if hint is not Any and isinstance(origin or hint, type):
+        with contextlib.suppress(TypeError):  # a protocol, say
+            return isinstance(value, origin or hint)
     return True
 
 

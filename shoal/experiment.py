@@ -262,7 +262,7 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
 
     Raises:
         ShoalError: the directory holds a run already (without `resume`), or cannot be resumed.
-        Diverged: a loss became NaN or infinite; the last checkpoint is intact.
+        Diverged: a loss became NaN or infinite; what was saved is intact.
     """
     new = not directory.exists()
     with locked(directory, patience=0.0):
@@ -275,9 +275,9 @@ def start(run: Run, directory: Path, *, resume: bool = False) -> bool:
 
 
 def _start(run: Run, directory: Path, resume: bool) -> bool:
-    done = checkpoint.step(directory / CHECKPOINTS)
+    done, saved = checkpoint.step(directory / CHECKPOINTS), (directory / CHECKPOINTS / "last").exists()
     if not resume and (directory / config.FILE).exists():
-        if done:
+        if saved:
             raise ShoalError(
                 f"{directory} holds a run already: continue it with --resume {directory}, or choose another --out"
             )
@@ -293,9 +293,7 @@ def _start(run: Run, directory: Path, resume: bool) -> bool:
         return True
     environment = environment_of(run)
     warnings = _checked(environment)
-    state = (
-        checkpoint.load(directory / CHECKPOINTS) if resume and done else None
-    )  # stopped before it saved: from its start
+    state = checkpoint.load(directory / CHECKPOINTS) if saved else None  # stopped before it saved: from its start
     full = _make(environment, run.settings.num_envs, run.settings)
     env, algorithm, course = against(full, run), build(run, full.spec), course_of(run)
     if course and state:

@@ -145,6 +145,10 @@ def test_damaged_logs_do_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
     assert [e["env_steps"] for e in log.read_evaluations(run)] == [112, 208]
     assert cli.main(["train", "--resume", str(run), "--total-steps", "300"]) == 0
     assert [e["env_steps"] for e in log.read_evaluations(run)] == [112, 208, 304]
+    (run / "checkpoint/last").write_text("garbage")  # which is no run that saved nothing
+    assert cli.main(["train", "--resume", str(run), "--total-steps", "400"]) == 2
+    assert cli.main(["train", *RUN, "--total-steps", "200", "--eval-every", "100", "--out", str(run)]) == 2
+    assert len(log.read_evaluations(run)) == 3
 
 
 @pytest.mark.parametrize(
