@@ -122,7 +122,8 @@ class Expedition:
 
         for i in range(self.n_agents):
             color = ImageColor.getrgb(f"hsv({360 * i // self.n_agents},70%,75%)")
-            disc(self.beacon[index, i], self.radius * (1 - 0.1 * (i // self.mates)), outline=color, width=4)
+            ring = self.radius * (1 - 0.5 * i / self.n_agents)  # of several in one corner, one in the other
+            disc(self.beacon[index, i], ring, outline=color, width=4)
             if not self.left[index, i]:
                 disc(self.place[index, i], 0.05, fill=color)
         draw.text((12, 8), f"step {int(self.steps[index])} of {self.max_steps}", fill="#333333", font_size=26)
