@@ -371,3 +371,14 @@ def test_deviations_are_held_within_their_bounds(std_of_state: bool) -> None:
     with torch.no_grad():
         _, std = player.agents()["arm"](torch.arange(2).repeat(5), obs.flatten(0, 1))
     assert torch.allclose(std, out["arm"].flatten(0, 1)[:, 2:].exp(), atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_steps_are_those_of_the_checkpoint_that_was_written(tmp_path: Path, which: str) -> None:
+    run, out = tmp_path / "run", tmp_path / "files"
+    options = ["--total-steps", "80", "--eval-every", "80", "--eval-episodes", "2", "--batch-steps", "40"]
+    options += ["--num-envs", "2", "--net.hidden", "8", "--no-tensorboard"]
+    assert cli.main(["train", "ippo", "matrix/climbing", *options, "--out", str(run)]) == 0
+    checkpoint.save(run / "checkpoint", checkpoint.load(run / "checkpoint"), 12345)
+    assert cli.main(["export", str(run), "--checkpoint", which, "--out", str(out)]) == 0
+    assert json.loads((out / "policy.json").read_text())["env_steps"] == {"best": 80, "last": 12345}[which]
