@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
@@ -253,7 +254,14 @@ class Resume:
 
 
 def _resume(arguments: list[str]) -> int:
-    options = tyro.cli(Resume, args=arguments, prog="shoal train")
+    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Resume)]
+    for option in (argument.replace("_", "-").split("=")[0] for argument in arguments if argument.startswith("--")):
+        if option not in (*known, "--help"):
+            raise ShoalError(
+                f"a run that is resumed keeps its settings, {option} too: only {' and '.join(known[1:])} may change. "
+                "Another run begins with shoal train ALGORITHM ENV --config DIR/config.json"
+            )
+    options = tyro.cli(Resume, args=[_whole_number(argument) for argument in arguments], prog="shoal train")
     run = experiment.open_run(options.resume)
     if options.device:
         run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, device=options.device))
@@ -278,11 +286,12 @@ def _resume(arguments: list[str]) -> int:
 
 
 def _report(finished: bool, directory: Path) -> int:
+    place = shlex.quote(str(directory))
     if finished:
         say(f"trained: {directory}   curves: {directory / 'curves.png'}")
-        say(f"next:    shoal eval {directory}   or   shoal watch {directory} --out film.gif")
+        say(f"next:    shoal eval {place}   or   shoal watch {place} --out film.gif")
         return 0
-    say(f"stopped and saved; continue with: shoal train --resume {directory}")
+    say(f"stopped and saved; continue with: shoal train --resume {place}")
     return 130
 
 

@@ -58,6 +58,11 @@ def test_whole_numbers_may_have_exponents() -> None:
     assert (run.settings.total_steps, run.config.buffer_size, run.config.lr) == (10_000, 2500, 1e-3)
 
 
+def test_what_cannot_change_on_resuming_is_said(tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["train", "--resume", str(tmp_path), "--lr=1e-3"]) == 2
+    assert "--lr too: only --total-steps and --device may change" in capsys.readouterr().err
+
+
 def test_two_processes_do_not_share_a_run(tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     assert cli.main(["train", *RUN, "--total-steps", "200", "--out", str(run)]) == 0
