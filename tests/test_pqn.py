@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_value_decomposition import SPEC, WIDTH, gradient, plain_mix, plain_net, random_batch, view_of
+from test_value_decomposition import (
+    SPEC,
+    WIDTH,
+    as_if_nobody_left,
+    gradient,
+    plain_mix,
+    plain_net,
+    random_batch,
+    view_of,
+)
 from torch import Tensor
 
 import shoal
@@ -105,20 +114,10 @@ def test_update_is_the_papers_equations(
 
 
 def test_of_shared_rewards_agents_learn_until_all_have_left() -> None:
-    """As if nobody left before: what the team earns afterwards is what those who have left worked for."""
     batch = random_batch(time=TIME)
-    expected = tree.map(torch.clone, batch)
-    agents = expected.groups.values()
-    reward = torch.cat([a.reward for a in agents], -1).mean(-1, keepdim=True)
-    over = torch.cat([a.terminated for a in agents], -1).all(-1, keepdim=True)
-    here = torch.cat([a.present for a in agents], -1).any(-1, keepdim=True)
-    for a in agents:
-        a.reward.copy_(reward.expand_as(a.reward))
-        a.terminated.copy_(over.expand_as(a.terminated))
-        a.present.copy_(here.expand_as(a.present))
     shared, own = (build("pqn", reward=reward) for reward in ("mean", "own"))
-    assert not torch.equal(gradient(own, batch), gradient(own, expected))
-    assert torch.equal(gradient(shared, batch), gradient(own, expected))
+    assert not torch.equal(gradient(own, batch), gradient(own, as_if_nobody_left(batch)))
+    assert torch.equal(gradient(shared, batch), gradient(own, as_if_nobody_left(batch)))
 
 
 def test_lambda_returns_by_hand() -> None:

@@ -184,9 +184,8 @@ def test_update_is_the_papers_equations(name: str, double: bool, shared: bool, t
     assert torch.allclose(gradient(algorithm, batch), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_of_shared_rewards_agents_learn_until_all_have_left() -> None:
-    """As if nobody left before: what the team earns afterwards is what those who have left worked for."""
-    batch = random_batch(time=5)
+def as_if_nobody_left(batch: Batch) -> Batch:
+    """The mean reward for everyone, who stays as long as anybody does."""
     expected = tree.map(torch.clone, batch)
     agents = expected.groups.values()
     reward = torch.cat([a.reward for a in agents], -1).mean(-1, keepdim=True)
@@ -196,9 +195,15 @@ def test_of_shared_rewards_agents_learn_until_all_have_left() -> None:
         a.reward.copy_(reward.expand_as(a.reward))
         a.terminated.copy_(over.expand_as(a.terminated))
         a.present.copy_(here.expand_as(a.present))
+    return expected
+
+
+def test_of_shared_rewards_agents_learn_until_all_have_left() -> None:
+    """What the team earns after some have left is what they too have worked for."""
+    batch = random_batch(time=5)
     shared, own = (build("iql", sequence=5, reward=reward) for reward in ("mean", "own"))
-    assert not torch.equal(gradient(own, batch), gradient(own, expected))
-    assert torch.equal(gradient(shared, batch), gradient(own, expected))
+    assert not torch.equal(gradient(own, batch), gradient(own, as_if_nobody_left(batch)))
+    assert torch.equal(gradient(shared, batch), gradient(own, as_if_nobody_left(batch)))
 
 
 def test_without_memory_nothing_is_burnt_in() -> None:
