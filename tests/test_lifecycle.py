@@ -90,10 +90,14 @@ def test_a_run_that_died_before_it_saved_begins_again(tmp_path: Path, capsys: An
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    child = process("train", *RUN, "--total-steps", "100000000", "--eval-every", "1000", "--out", str(run))
-    wait_for(run / "checkpoint/last")
-    child.send_signal(signal.SIGHUP)
-    out, _ = child.communicate(timeout=60)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # also where tests run under nohup
+    child = process("train", *RUN, "--total-steps", "100000000", "--eval-every", "1000", "--out", str(run), **heard)
+    try:
+        wait_for(run / "checkpoint/last")
+        child.send_signal(signal.SIGHUP)
+        out, _ = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130
     assert "stopped and saved" in out
 
