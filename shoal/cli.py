@@ -177,7 +177,7 @@ def parse_run(algorithm: str, env: str, options: list[str]) -> Run:
     chosen = {} if env_arguments is None else _changed(parsed.env)
     if same:  # the environment's arguments come from the file too, but for those that are given
         named = {o.split("=")[0][len("--env.") :].replace("-", "_") for o in options if o.startswith("--env.")}
-        kept = {k: v for k, v in given.get("env_args", {}).items() if not named & {k, f"no_{k}"}}
+        kept = {k: v for k, v in given["env_args"].items() if not named & {k, f"no_{k}"}}
         chosen = kept | chosen
     return Run(known, environment.full_name, chosen, settings, parsed.algorithm)
 
@@ -266,7 +266,7 @@ def _resume(arguments: list[str]) -> int:
     if options.device:
         run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, device=options.device))
     if options.total_steps is None and experiment.finished(run, options.resume):
-        print(f"{options.resume} has reached its end, {run.settings.total_steps:,} steps; train on with --total-steps")
+        say(f"{options.resume} has reached its end, {run.settings.total_steps:,} steps; train on with --total-steps")
         return 0
     if options.total_steps is not None:
         # intervals that were derived from the total stay what they were: the run must go on as it began

@@ -125,6 +125,9 @@ def read(directory: Path, name: str = FILE) -> dict[str, Any]:
         raise ShoalError(f"{path} was not written by shoal")
     if data["format"] > FORMAT:
         raise ShoalError(f"{path} has format {data['format']}; this version reads up to {FORMAT}: update shoal")
+    needed = [f.name for f in dataclasses.fields(Run)]
+    if missing := [name for name in needed if name not in data]:
+        raise ShoalError(f"{path} is not whole: it has no {', '.join(missing)}")
     return data
 
 

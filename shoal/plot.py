@@ -8,6 +8,8 @@ from shoal.log import read_evaluations, read_metrics
 
 FEW = 20
 """Points that are marked one by one."""
+WIDE = 100
+"""Between the largest loss and the smallest, from which decades are drawn alike."""
 UNIT = "return per agent\n(mean over agents of the undiscounted episode reward)"
 
 
@@ -50,14 +52,16 @@ def curves(directory: Path, title: str) -> Path:
         for name in losses:
             known = [row for row in rows if name in row]
             axes.plot([row["env_steps"] for row in known], [row[name] for row in known], linewidth=1, label=name)
-        axes.set_yscale("symlog", linthresh=1e-3)  # of either sign, and of any size
+        sizes = [abs(row[name]) for name in losses for row in rows if row.get(name)]
+        if sizes and max(sizes) > WIDE * min(sizes):  # of either sign, and of any size
+            axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) / 1e6))
         axes.set_ylabel("loss", fontsize=8)
         axes.set_xlabel("environment steps")
         axes.legend(frameon=False, fontsize=8)
     for axes in (left, right, *rest):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     left.set_ylabel(UNIT, fontsize=8)
     left.legend(frameon=False, loc="lower right")
     figure.suptitle(title)

@@ -183,6 +183,17 @@ def test_wrong_types_in_a_config_file_are_named(where: str, key: str, value: Any
         experiment.open_run(tmp_path)
 
 
+def test_what_a_config_file_lacks_is_named(tmp_path: Path) -> None:
+    cli.parse_run("iql", "matrix/climbing", []).save(tmp_path)
+    data = json.loads((tmp_path / config.FILE).read_text())
+    del data["algorithm"]
+    (tmp_path / config.FILE).write_text(json.dumps(data))
+    with pytest.raises(ShoalError, match="it has no algorithm"):
+        experiment.open_run(tmp_path)
+    with pytest.raises(ShoalError, match="it has no algorithm"):
+        cli.parse_run("iql", "matrix/climbing", ["--config", str(tmp_path / config.FILE)])
+
+
 def test_errors_of_the_machine_are_one_line(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "file"
     file.write_text("")

@@ -99,7 +99,7 @@ class PQN(QAgents):
     @torch.no_grad()
     def _study(self, batch: Batch) -> Lesson:
         """What a rollout teaches: its targets."""
-        config, batch = self.config, self.shared(batch)
+        config, batch = self.config, self.until_the_end(batch)
         groups = batch.groups
         reward, terminated, counts = outcome(batch, config.reward, team=config.mixer != "none")
         parts = self.cut(batch, batch.ended)

@@ -180,7 +180,7 @@ class QAgents:
         groups = batch.groups.values()
         return beside([real(a.obs) for a in groups]), beside([real(a.next_obs) for a in groups])
 
-    def shared(self, batch: Batch) -> Batch:
+    def until_the_end(self, batch: Batch) -> Batch:
         """What independent agents learn of a batch: of a reward that all share, to the end."""
         return to_the_end(batch) if self.config.mixer == "none" and self.config.reward != "own" else batch
 

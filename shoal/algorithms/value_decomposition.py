@@ -129,7 +129,7 @@ class ValueDecomposition(QAgents):
         """One gradient step on sequences `[time, batch, ...]`."""
         self.updates += 1
         self.optimizer.lr = self.lr
-        batch = self.shared(tree.to(batch, self.device))
+        batch = self.until_the_end(tree.to(batch, self.device))
         start = self._warm(self.nets, batch), self._warm(self.target_nets, batch)
         batch = tree.index(batch, slice(self.burn_in, None)) if self.burn_in else batch
         pieces = self.cut((batch, tree.map(lambda memory: memory.unsqueeze(0), start)), batch.ended)

@@ -26,33 +26,33 @@ SILENT = Talk()
 
 
 @torch.no_grad()
+@one_thread()  # with more, factors are rounded otherwise, and a seed would be another on other machines
 def orthogonal(net: AgentNet, gain: float, generator: torch.Generator) -> None:
     """Draw all weights anew, orthogonal (Saxe et al. 2014, arXiv 1312.6120), with biases 0.
 
     Hidden layers have the gain sqrt(2), which keeps a ReLU layer's variance; a recurrent unit's matrices 1, each gate's
     for itself; a channel's and a pool's see there; the last layer `gain`.
     """
-    with one_thread():  # with more, factors are rounded otherwise, and a seed would be another on other machines
-        for convolution in net.eyes.convs.values():
-            for weight, bias in convolution.layers:
-                bias.zero_()
-                for copy in weight:
-                    nn.init.orthogonal_(copy, math.sqrt(2), generator=generator)
-        perceptrons = [*net.mlp.layers, *(net.head.layers if net.split else [])]
-        for k, (weight, bias) in enumerate(perceptrons):
+    for convolution in net.eyes.convs.values():
+        for weight, bias in convolution.layers:
             bias.zero_()
             for copy in weight:
-                nn.init.orthogonal_(copy, gain if k == len(perceptrons) - 1 else math.sqrt(2), generator=generator)
-        net.channel.orthogonal(generator)
-        for part in net.eyes.modules():
-            if isinstance(part, Pool):
-                part.orthogonal(generator)
-        if net.memory:
-            for weight, bias in net.gru.layers:
-                bias.zero_()
-                for copy in weight:
-                    for gate in copy.chunk(3, -1):
-                        nn.init.orthogonal_(gate, generator=generator)
+                nn.init.orthogonal_(copy, math.sqrt(2), generator=generator)
+    perceptrons = [*net.mlp.layers, *(net.head.layers if net.split else [])]
+    for k, (weight, bias) in enumerate(perceptrons):
+        bias.zero_()
+        for copy in weight:
+            nn.init.orthogonal_(copy, gain if k == len(perceptrons) - 1 else math.sqrt(2), generator=generator)
+    net.channel.orthogonal(generator)
+    for part in net.eyes.modules():
+        if isinstance(part, Pool):
+            part.orthogonal(generator)
+    if net.memory:
+        for weight, bias in net.gru.layers:
+            bias.zero_()
+            for copy in weight:
+                for gate in copy.chunk(3, -1):
+                    nn.init.orthogonal_(gate, generator=generator)
 
 
 class Pullback:

@@ -220,7 +220,7 @@ def _at_step(evaluations: list[dict[str, Any]], step: int) -> dict[str, Any] | N
 
 
 def _common_budget(task: str, runs: list[RunResult]) -> int:
-    """The last step at which all runs were evaluated and that none trained beyond."""
+    """The last step, within the smallest budget, at which all runs were evaluated."""
     most = min(_budget(run) for run in runs)
     asked = {int(e["env_steps"]) for run in runs for e in run.evaluations if e["env_steps"] <= OVERSHOOT * most}
     for step in sorted(asked, reverse=True):
